@@ -1,0 +1,80 @@
+"""One weight matrix, dense or quantised, behind the same three operations: project, look up, gather experts."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class DenseWeight:
+    """`weight [..., N, K]` as stored; a leading axis counts experts."""
+
+    weight: mx.array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.weight.dtype
+
+    def project(self, x: mx.array) -> mx.array:
+        """x [..., K] -> [..., N]."""
+        return x @ self.weight.T
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """ids [...] -> rows of the table [..., K]."""
+        return self.weight[ids]
+
+    def project_experts(self, x: mx.array, experts: mx.array) -> mx.array:
+        """x [..., 1 or E, 1, K], experts [..., E] -> [..., E, 1, N]."""
+        return mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=experts)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """An MLX-quantised matrix: packed `weight`, `scales`, `biases` (affine only), `global_scale` (nvfp4 experts only)."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array | None
+    group_size: int
+    bits: int
+    mode: str
+    dtype: mx.Dtype  # of the rows this matrix gives out
+    global_scale: mx.array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.weight.shape[:-1], self.weight.shape[-1] * 32 // self.bits)
+
+    @property
+    def _format(self) -> dict:
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+    def project(self, x: mx.array) -> mx.array:
+        """x [..., K] -> [..., N]."""
+        return mx.quantized_matmul(x, self.weight, self.scales, self.biases, transpose=True, **self._format)
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """ids [...] -> dequantised rows of the table [..., K]."""
+        biases = None if self.biases is None else self.biases[ids]
+        return mx.dequantize(self.weight[ids], self.scales[ids], biases, dtype=self.dtype, **self._format)
+
+    def project_experts(self, x: mx.array, experts: mx.array) -> mx.array:
+        """x [..., 1 or E, 1, K], experts [..., E] -> [..., E, 1, N]."""
+        tensor_scale = {} if self.global_scale is None else {"global_scale": self.global_scale}
+        return mx.gather_qmm(
+            x,
+            self.weight,
+            self.scales,
+            self.biases,
+            rhs_indices=experts,
+            transpose=True,
+            **self._format,
+            **tensor_scale,
+        )
+
+
+Weight = DenseWeight | QuantizedWeight
