@@ -1,0 +1,117 @@
+"""The 4-layer MTP assistant: it owns no K/V, reads the target's, and has a dense or a centroid head."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TextConfig
+from mlx_mtp.layers import Layer, Rope, Tensors, attend, fold_mask, make_layer, make_ropes, queries_of, rms_norm, run_layer
+from mlx_mtp.state import KeysValues, ring_rows
+from mlx_mtp.verify import positions_in_ring, readable
+from mlx_mtp.weights import Weight
+
+
+@dataclass(frozen=True, slots=True)
+class CentroidHead:
+    """E2B and E4B: score clusters of tokens first, then only the tokens of the best clusters."""
+
+    centroids: Weight  # [clusters, hidden]
+    members: mx.array  # [clusters, V / clusters] canonical token ids
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """A `gemma4_assistant` ready to run."""
+
+    config: DrafterConfig
+    pre_projection: Weight  # [hidden, 2 * target hidden]
+    post_projection: Weight  # [target hidden, hidden]
+    embedding: Weight  # output head only; inputs use the target's embedding
+    centroid_head: CentroidHead | None
+    layers: tuple[Layer, ...]
+    norm: mx.array
+    ropes: dict[str, Rope]
+
+    @property
+    def text(self) -> TextConfig:
+        return self.config.text
+
+
+def make_drafter(config: DrafterConfig, tensors: Tensors) -> Drafter:
+    """Assemble a drafter from canonically named tensors (see `checkpoint.read_drafter`)."""
+    head = None
+    if config.num_centroids:
+        members = tensors["masked_embedding.token_ordering"].reshape(config.num_centroids, -1)
+        head = CentroidHead(tensors["masked_embedding.centroids"], members, config.centroid_top_k)
+    return Drafter(
+        config=config,
+        pre_projection=tensors["pre_projection"],
+        post_projection=tensors["post_projection"],
+        embedding=tensors["embed_tokens"],
+        centroid_head=head,
+        layers=tuple(make_layer(config.text, tensors, i) for i in range(config.text.num_layers)),
+        norm=tensors["norm"],
+        ropes=make_ropes(config.text),
+    )
+
+
+class DrafterView(NamedTuple):
+    """What the drafter sees of the target during one round: committed rows only, at one position."""
+
+    kv: dict[str, tuple[mx.array, mx.array]]
+    masks: dict[str, mx.array]
+    position: mx.array  # [B]
+
+
+def view_for_drafter(text: TextConfig, drafter: TextConfig, kv: KeysValues, length: mx.array, *, bucket: int) -> DrafterView:
+    """Rows 0 .. length-1 of the target's feeding layers; sliding: the last window of them.
+
+    The position is constant over all draft steps and equals `length`, the position of the last committed token:
+    transformers 5.22.2 `SinglePositionMultiTokenCandidateGenerator`. This is its one place.
+    """
+    committed = length[:, None]
+    held = positions_in_ring(committed - 1, ring_rows(text))
+    in_window = (held >= committed - text.sliding_window) & (held >= 0)
+    before = mx.arange(bucket, dtype=mx.int32) < committed
+    feeds = text.feeding_layers
+    return DrafterView(
+        kv={kind: readable(kv[i], kind, bucket) for kind, i in feeds.items()},
+        masks={
+            SLIDING: fold_mask(in_window[:, None], drafter.num_heads, drafter.kv_heads_of(SLIDING)),
+            FULL: fold_mask(before[:, None], drafter.num_heads, drafter.kv_heads_of(FULL)),
+        },
+        position=length,
+    )
+
+
+def draft_hidden(drafter: Drafter, embedded: mx.array, hidden: mx.array, view: DrafterView) -> mx.array:
+    """Scaled target embedding and hidden row, both [B, 1, target H] -> the drafter's normed row [B, 1, H]."""
+    x = drafter.pre_projection.project(mx.concatenate([embedded, hidden], axis=-1))
+    for layer in drafter.layers:
+        rope, mask = drafter.ropes[layer.kind], view.masks[layer.kind]
+        keys, values = view.kv[layer.kind]
+
+        def attention(normed: mx.array, layer=layer, rope=rope, mask=mask, keys=keys, values=values) -> mx.array:
+            return attend(queries_of(layer, normed, rope, view.position), keys, values, mask)
+
+        x = run_layer(layer, x, attention, None)
+    return rms_norm(x, drafter.norm, drafter.text.rms_norm_eps)
+
+
+def next_hidden(drafter: Drafter, row: mx.array) -> mx.array:
+    """The drafter's row [B, 1, H] -> what stands in for the target's hidden row in the next step [B, 1, target H]."""
+    return drafter.post_projection.project(row)
+
+
+def draft_logits(drafter: Drafter, row: mx.array) -> tuple[mx.array, mx.array | None]:
+    """The drafter's row [B, 1, H] -> logits [B, 1, N] and the token ids they belong to (None: 0 .. V-1). No softcap."""
+    if drafter.centroid_head is None:
+        return drafter.embedding.project(row), None
+    head = drafter.centroid_head
+    scores = head.centroids.project(row)
+    best = mx.argpartition(scores, kth=-head.top_k, axis=-1)[..., -head.top_k :]
+    ids = head.members[best].reshape(*row.shape[:2], -1)
+    rows = drafter.embedding.rows(ids)
+    return (rows @ row[..., None])[..., 0], ids

@@ -1,0 +1,239 @@
+"""The Gemma 4 transformer layer that target and drafter share: norms, rope, attention, MLP, experts.
+
+Formulas: transformers 5.22.2 `modeling_gemma4.py`. Attention scale is 1.0 everywhere; q_norm and k_norm take its place.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_mtp.config import FULL, SLIDING, TextConfig
+from mlx_mtp.weights import Weight
+
+Tensors = dict[str, Weight | mx.array]
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Router and stacked expert matrices of one MoE layer (26B-A4B), beside its dense MLP."""
+
+    router: Weight
+    router_norm: mx.array  # router.scale * H^-0.5, the gain of the router's RMSNorm
+    per_expert_scale: mx.array
+    gate: Weight
+    up: Weight
+    down: Weight
+    top_k: int
+    pre_norm: mx.array
+    post_norm: mx.array
+    post_norm_of_mlp: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class PerLayerInput:
+    """The gate through which an E-size layer takes in its per-layer embedding."""
+
+    gate: Weight
+    projection: Weight
+    post_norm: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Weights of one layer; `k_proj` is None where K/V come from another layer, `v_proj` where V is the raw K."""
+
+    kind: str
+    q_proj: Weight
+    q_norm: mx.array
+    k_proj: Weight | None
+    v_proj: Weight | None
+    k_norm: mx.array | None
+    o_proj: Weight
+    gate_proj: Weight
+    up_proj: Weight
+    down_proj: Weight
+    input_norm: mx.array
+    post_attention_norm: mx.array
+    pre_feedforward_norm: mx.array
+    post_feedforward_norm: mx.array
+    layer_scalar: mx.array
+    experts: Experts | None
+    per_layer_input: PerLayerInput | None
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary embedding of one attention type; `frequencies` holds wavelengths, inf where a pair is not rotated."""
+
+    head_dim: int
+    base: float | None
+    frequencies: mx.array | None
+
+    def __call__(self, x: mx.array, position: mx.array | int) -> mx.array:
+        """x [B, H, M, D] with rows at position .. position+M-1; position is [B] or an int."""
+        return mx.fast.rope(
+            x,
+            self.head_dim,
+            traditional=False,
+            base=self.base,
+            scale=1.0,
+            offset=position,
+            freqs=self.frequencies,
+        )
+
+
+def make_ropes(config: TextConfig) -> dict[str, Rope]:
+    """One Rope per attention type; full layers rotate only the first `partial_rotary_factor` of their pairs."""
+    head_dim = config.global_head_dim
+    rotated = int(config.partial_rotary_factor * head_dim // 2)
+    # Exponents divide by the whole head_dim: dims j and j + head_dim/2 rotate for j < rotated, others pass through.
+    exponents = mx.arange(rotated, dtype=mx.float32) * (2.0 / head_dim)
+    still = mx.full((head_dim // 2 - rotated,), float("inf"), dtype=mx.float32)
+    frequencies = mx.concatenate([config.full_rope_theta**exponents, still])
+    mx.eval(frequencies)
+    return {
+        SLIDING: Rope(config.head_dim, config.sliding_rope_theta, None),
+        FULL: Rope(head_dim, None, frequencies),
+    }
+
+
+def make_layer(config: TextConfig, tensors: Tensors, index: int) -> Layer:
+    """Gather layer `index` from canonically named tensors; the checkpoint reader has checked names and shapes."""
+    prefix = f"layers.{index}."
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Layer(
+        kind=config.layer_types[index],
+        q_proj=own["self_attn.q_proj"],
+        q_norm=own["self_attn.q_norm"],
+        k_proj=own.get("self_attn.k_proj"),
+        v_proj=own.get("self_attn.v_proj"),
+        k_norm=own.get("self_attn.k_norm"),
+        o_proj=own["self_attn.o_proj"],
+        gate_proj=own["mlp.gate_proj"],
+        up_proj=own["mlp.up_proj"],
+        down_proj=own["mlp.down_proj"],
+        input_norm=own["input_layernorm"],
+        post_attention_norm=own["post_attention_layernorm"],
+        pre_feedforward_norm=own["pre_feedforward_layernorm"],
+        post_feedforward_norm=own["post_feedforward_layernorm"],
+        layer_scalar=own["layer_scalar"],
+        experts=_make_experts(config, own) if config.num_experts else None,
+        per_layer_input=_make_per_layer_input(own) if config.per_layer_input_dim else None,
+        eps=config.rms_norm_eps,
+    )
+
+
+def _make_experts(config: TextConfig, own: Tensors) -> Experts:
+    return Experts(
+        router=own["router.proj"],
+        router_norm=own["router.scale"] * config.hidden_size**-0.5,
+        per_expert_scale=own["router.per_expert_scale"],
+        gate=own["experts.gate_proj"],
+        up=own["experts.up_proj"],
+        down=own["experts.down_proj"],
+        top_k=config.num_experts_per_token,
+        pre_norm=own["pre_feedforward_layernorm_2"],
+        post_norm=own["post_feedforward_layernorm_2"],
+        post_norm_of_mlp=own["post_feedforward_layernorm_1"],
+    )
+
+
+def _make_per_layer_input(own: Tensors) -> PerLayerInput:
+    return PerLayerInput(
+        own["per_layer_input_gate"], own["per_layer_projection"], own["post_per_layer_input_norm"]
+    )
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    """x [..., D] over its last axis in float32; the gain is `weight`, not 1 + weight."""
+    return mx.fast.rms_norm(x, weight, eps)
+
+
+def queries_of(layer: Layer, x: mx.array, rope: Rope, position: mx.array | int) -> mx.array:
+    """x [B, M, H] (normed) -> queries [B, heads, M, D], rotated."""
+    batch, rows, _ = x.shape
+    queries = layer.q_proj.project(x).reshape(batch, rows, -1, rope.head_dim)
+    return rope(rms_norm(queries, layer.q_norm, layer.eps).transpose(0, 2, 1, 3), position)
+
+
+def keys_values_of(layer: Layer, x: mx.array, rope: Rope, position: mx.array | int) -> tuple[mx.array, mx.array]:
+    """x [B, M, H] (normed) -> keys, values [B, kv_heads, M, D]; keys rotated, values normed without a gain."""
+    batch, rows, _ = x.shape
+    raw_keys = layer.k_proj.project(x).reshape(batch, rows, -1, rope.head_dim)
+    raw_values = raw_keys
+    if layer.v_proj is not None:
+        raw_values = layer.v_proj.project(x).reshape(batch, rows, -1, rope.head_dim)
+    keys = rope(rms_norm(raw_keys, layer.k_norm, layer.eps).transpose(0, 2, 1, 3), position)
+    return keys, rms_norm(raw_values, None, layer.eps).transpose(0, 2, 1, 3)
+
+
+def fold_mask(visible: mx.array, heads: int, kv_heads: int) -> mx.array:
+    """visible [B, M, L] -> [B, 1, heads/kv_heads * M, L], the row order of `attend`."""
+    batch, rows, keys = visible.shape
+    group = heads // kv_heads
+    tiled = mx.broadcast_to(visible[:, None], (batch, group, rows, keys))
+    return tiled.reshape(batch, 1, group * rows, keys)
+
+
+def attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+    """queries [B, heads, M, D], keys/values [B, kv_heads, L, D], folded mask -> [B, M, heads * D].
+
+    Query heads that share a K/V head become rows of one product, so K and V are walked once.
+    """
+    batch, heads, rows, dim = queries.shape
+    folded = queries.reshape(batch, keys.shape[1], -1, dim)
+    out = mx.fast.scaled_dot_product_attention(folded, keys, values, scale=1.0, mask=mask)
+    return merge_heads(out.reshape(batch, heads, rows, dim))
+
+
+def merge_heads(x: mx.array) -> mx.array:
+    """x [B, heads, M, D] -> [B, M, heads * D]."""
+    batch, _, rows, _ = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
+
+
+def run_layer(
+    layer: Layer, x: mx.array, attention: Callable[[mx.array], mx.array], per_layer_input: mx.array | None
+) -> mx.array:
+    """One layer on x [B, M, H]; `attention` maps the normed rows to merged heads [B, M, heads * D]."""
+    attended = layer.o_proj.project(attention(rms_norm(x, layer.input_norm, layer.eps)))
+    x = x + rms_norm(attended, layer.post_attention_norm, layer.eps)
+    x = x + rms_norm(_feed_forward(layer, x), layer.post_feedforward_norm, layer.eps)
+    if layer.per_layer_input is not None:
+        gate = nn.gelu_approx(layer.per_layer_input.gate.project(x)) * per_layer_input
+        projected = layer.per_layer_input.projection.project(gate)
+        x = x + rms_norm(projected, layer.per_layer_input.post_norm, layer.eps)
+    return x * layer.layer_scalar
+
+
+def _feed_forward(layer: Layer, x: mx.array) -> mx.array:
+    normed = rms_norm(x, layer.pre_feedforward_norm, layer.eps)
+    gated = nn.gelu_approx(layer.gate_proj.project(normed)) * layer.up_proj.project(normed)
+    dense = layer.down_proj.project(gated)
+    if layer.experts is None:
+        return dense
+    return rms_norm(dense, layer.experts.post_norm_of_mlp, layer.eps) + _mixture(layer.experts, x, layer.eps)
+
+
+def _mixture(experts: Experts, x: mx.array, eps: float) -> mx.array:
+    """x [B, M, H] (the residual stream itself) -> the normed, weighted sum of its top-k experts."""
+    chosen, weights = route(experts, x, eps)
+    rows = rms_norm(x, experts.pre_norm, eps)[..., None, None, :]
+    gated = nn.gelu_approx(experts.gate.project_experts(rows, chosen))
+    gated = gated * experts.up.project_experts(rows, chosen)
+    outputs = experts.down.project_experts(gated, chosen).squeeze(-2)
+    return rms_norm((outputs * weights[..., None]).sum(-2), experts.post_norm, eps)
+
+
+def route(experts: Experts, x: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+    """x [B, M, H] -> expert ids and their weights, both [B, M, top_k].
+
+    Softmax over all experts renormalised over the best equals a softmax over the best alone; float32 as in transformers.
+    """
+    scores = experts.router.project(rms_norm(x, experts.router_norm, eps)).astype(mx.float32)
+    chosen = mx.argpartition(scores, kth=-experts.top_k, axis=-1)[..., -experts.top_k :]
+    weights = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1)
+    return chosen, (weights * experts.per_expert_scale[chosen]).astype(x.dtype)

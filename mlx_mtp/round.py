@@ -1,0 +1,112 @@
+"""One round as a pure function of device state: verify, accept, commit, draft; and its compile cache."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlx_mtp.accept import accept, row_at
+from mlx_mtp.draft import draft
+from mlx_mtp.drafter import Drafter
+from mlx_mtp.sampling import SamplerClass, choose
+from mlx_mtp.state import KeysValues, State
+from mlx_mtp.target import Target, logits_of
+from mlx_mtp.verify import verify
+
+
+def play_round(
+    target: Target, drafter: Drafter | None, state: State, *, k: int, bucket: int, sampler: SamplerClass
+) -> tuple[State, mx.array, mx.array]:
+    """Verify the pending drafts, accept, commit, draft k more -> state', tokens [B, k_pending+1], n [B].
+
+    Row b emits tokens[b, :n[b]+1]. Plain decoding is the same function without drafts.
+    """
+    tokens = mx.concatenate([state.last[:, None], state.drafts], axis=1)
+    hidden, kv = verify(target, tokens, state.kv, state.length, bucket=bucket)
+
+    positions = state.length[:, None] + 1 + mx.arange(tokens.shape[1], dtype=mx.int32)
+    counts = _counts_by_row(state, sampler)
+    chosen, valid = choose(
+        logits_of(target, hidden), positions, state.seed, state.sampling, sampler, counts=counts
+    )
+    n = accept(state.drafts, chosen, valid, state.active)
+
+    state = commit(state, kv, hidden, chosen, n, sampler)
+    if drafter is not None:
+        state = state._replace(drafts=draft(target, drafter, state, sampler, k=k, bucket=bucket))
+    return state, chosen, n
+
+
+def commit(
+    state: State, kv: KeysValues, hidden: mx.array, chosen: mx.array, n: mx.array, sampler: SamplerClass
+) -> State:
+    """Move each row past its n accepted drafts and the target's own token; K/V rows beyond are dead."""
+    moved = n >= 0
+    at = mx.maximum(n, 0)
+    counts = state.counts
+    if sampler.penalties and counts is not None:
+        emitted = mx.arange(chosen.shape[1], dtype=mx.int32) <= n[:, None]
+        added = (_one_hot(chosen, counts.shape[-1]) * emitted[..., None]).sum(axis=1)
+        counts = mx.stack([counts[:, 0], counts[:, 1] + added], axis=1)
+    return state._replace(
+        kv=kv,
+        length=state.length + n + 1,
+        last=mx.where(moved, row_at(chosen, at)[:, 0], state.last),
+        hidden=mx.where(moved[:, None, None], row_at(hidden, at), state.hidden),
+        drafts=state.drafts[:, :0],
+        counts=counts,
+    )
+
+
+def _counts_by_row(state: State, sampler: SamplerClass) -> mx.array | None:
+    """Token counts [B, k+1, 2, V] before each verified row's choice: the drafts up to it count as generated."""
+    if not sampler.penalties or state.counts is None:
+        return None
+    in_prompt, generated = state.counts[:, None, 0], state.counts[:, None, 1]
+    drafted = mx.cumsum(_one_hot(state.drafts, generated.shape[-1]), axis=1)
+    generated = mx.concatenate([generated, generated + drafted], axis=1)
+    return mx.stack([mx.broadcast_to(in_prompt, generated.shape), generated], axis=2)
+
+
+def _one_hot(tokens: mx.array, vocab_size: int) -> mx.array:
+    """tokens [B, M] -> [B, M, V] int32."""
+    return (tokens[..., None] == mx.arange(vocab_size, dtype=mx.uint32)).astype(mx.int32)
+
+
+class Rounds:
+    """`play_round` compiled per draft length, bucket and sampler class; mx.compile retraces per batch and capacity."""
+
+    def __init__(self, target: Target, drafter: Drafter | None, *, compiled: bool = True):
+        self.target = target
+        self.drafter = drafter
+        self.compiled = compiled
+        self._functions: dict[tuple[int, int, SamplerClass], Callable] = {}
+
+    def __call__(
+        self, state: State, *, k: int, bucket: int, sampler: SamplerClass
+    ) -> tuple[State, mx.array, mx.array]:
+        """A round built lazily from `state`; nothing is evaluated."""
+        key = (k, bucket, sampler)
+        if key not in self._functions:
+            self._functions[key] = self._make(k, bucket, sampler)
+        changed, tokens, n = self._functions[key](_varying(state), _fixed(state))
+        return State(*changed[:5], state.seed, state.sampling, changed[5], state.active), tokens, n
+
+    def _make(self, k: int, bucket: int, sampler: SamplerClass) -> Callable:
+        target, drafter = self.target, self.drafter
+
+        def play(varying: tuple, fixed: tuple) -> tuple:
+            seed, sampling, active = fixed
+            state = State(*varying[:5], seed, sampling, varying[5], active)
+            state, tokens, n = play_round(target, drafter, state, k=k, bucket=bucket, sampler=sampler)
+            return _varying(state), tokens, n
+
+        return mx.compile(play) if self.compiled else play
+
+
+def _varying(state: State) -> tuple:
+    """What a round changes, as the plain tuples that mx.compile takes and gives."""
+    return (state.kv, state.length, state.last, state.hidden, state.drafts, state.counts)
+
+
+def _fixed(state: State) -> tuple:
+    return (state.seed, state.sampling, state.active)
