@@ -1,0 +1,70 @@
+"""Importing the package is cheap and quiet, and its public names are what they say."""
+
+import subprocess
+import sys
+import time
+from types import FunctionType
+
+import pytest
+
+import mlx_mtp
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_importing_the_package_loads_no_heavy_module():
+    loaded = run_python("import sys, mlx_mtp; print(*sys.modules)").split()
+    for heavy in ("mlx.core", "mlx_lm", "transformers", "numpy", "rich", "typer", "jinja2"):
+        assert heavy not in loaded
+
+
+def test_the_command_line_starts_without_mlx_or_rich():
+    loaded = run_python("import sys, mlx_mtp.cli; print(*sys.modules)").split()
+    for heavy in ("mlx.core", "mlx_lm", "transformers", "numpy", "rich", "prompt_toolkit"):
+        assert heavy not in loaded
+
+
+def test_version_is_printed_within_300_ms():
+    command = [sys.executable, "-c", "from mlx_mtp.cli import main; main()", "--version"]
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"mlx-mtp {mlx_mtp.__version__}\n")
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+@pytest.mark.parametrize("name", [name for name in mlx_mtp.__all__ if name != "__version__"])
+def test_every_public_name_is_a_function_or_class(name: str):
+    assert isinstance(vars(mlx_mtp).get(name) or mlx_mtp.__getattr__(name), FunctionType | type)
+
+
+def test_importing_a_submodule_first_does_not_hide_the_function_of_that_name():
+    code = "from mlx_mtp.generate import generate as g; import mlx_mtp; print(mlx_mtp.generate is g)"
+    assert run_python(code) == "True\n"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Engine2'"):
+        mlx_mtp.Engine2  # noqa: B018
+    with pytest.raises(ImportError):
+        from mlx_mtp import Engine2  # noqa: F401
+
+
+def test_using_the_library_leaves_the_process_as_it_was():
+    code = """
+import os, resource, signal
+before = resource.getrlimit(resource.RLIMIT_NOFILE), dict(os.environ), signal.getsignal(signal.SIGINT)
+import mlx_mtp
+mlx_mtp.load, mlx_mtp.generate, mlx_mtp.stream_generate, mlx_mtp.Sampling
+after = resource.getrlimit(resource.RLIMIT_NOFILE), dict(os.environ), signal.getsignal(signal.SIGINT)
+print(before == after)
+"""
+    assert run_python(code) == "True\n"
