@@ -69,7 +69,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `mlx_mtp.generate` the function: importing the submodule of that name would otherwise rebind it."""
+    """Keeps `mlx_mtp.generate` the function: importing the submodule of that name would rebind it."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _HOME and isinstance(value, ModuleType):

@@ -1,5 +1,6 @@
 """The wheel holds everything the program reads, and works from a folder that is not this checkout."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,10 +14,14 @@ LARGEST_WHEEL = 25 * 2**20
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built with this environment's setuptools: no network, no isolated environment."""
-    out = tmp_path_factory.mktemp("wheel")
+    """Built from a copy of the sources with this environment's setuptools: no network, nothing left behind here."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in ("mlx_mtp", "metal"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     build = f"from setuptools.build_meta import build_wheel; build_wheel({str(out)!r})"
-    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=300)
     [built] = out.glob("*.whl")
     return built
 
