@@ -1,0 +1,152 @@
+"""Files -> validated config and weights; every refusal about a model's files is raised from here.
+
+Headers, names, shapes and quantisation are checked before a weight is read; the arrays returned are lazy.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_mtp.config import DrafterConfig, TargetConfig
+from mlx_mtp.config_fields import Fields
+from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
+from mlx_mtp.errors import CheckpointError
+from mlx_mtp.finite import scan_finite
+from mlx_mtp.headers import read_headers, read_json
+from mlx_mtp.inventory import Inventory, take_inventory
+from mlx_mtp.pair_check import check_pair
+from mlx_mtp.quantization import parse_quantization
+from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
+
+__all__ = ["DrafterCheckpoint", "TargetCheckpoint", "check_pair", "read_drafter", "read_target"]
+
+Tensors = dict[str, Weight | mx.array]
+TOKEN_ORDERING = "masked_embedding.token_ordering"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCheckpoint:
+    """A target ready to run; `tensors` has the keys of `expected_tensors`: weights for matrices, else arrays."""
+
+    config: TargetConfig
+    tensors: Tensors
+    generation: dict[str, Any]  # generation_config.json as it is, or empty
+    folder: Path
+    quantized: str | None  # the most common format in words
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterCheckpoint:
+    """A drafter ready to run; the token ordering is uint32."""
+
+    config: DrafterConfig
+    tensors: Tensors
+    folder: Path
+    quantized: str | None
+    warnings: tuple[str, ...]
+
+
+def read_target(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = True) -> TargetCheckpoint:
+    """Read a Gemma 4 target as published or as mlx-lm and mlx-vlm convert it.
+
+    `dtype` casts floats (None keeps the file's); `scan` looks for NaN and Inf as `scan_finite` says. EOS ids
+    are those of config.json and generation_config.json together. Raises CheckpointError, PairError for a drafter.
+    """
+    raw = read_config(folder)
+    config = parse_target_config(raw, str(folder / "config.json"))
+    generation = read_generation(folder)
+    extra = Fields(generation, str(folder / "generation_config.json"))
+    eos = dict.fromkeys(config.eos_token_ids + extra.token_ids("eos_token_id", config.text.vocab_size))
+    config = replace(config, eos_token_ids=tuple(eos))
+    inventory = check_files(folder, raw, config, scan)
+    tensors = load_tensors(inventory, dtype)
+    return TargetCheckpoint(config, tensors, generation, folder, inventory.usual_format(), inventory.warnings)
+
+
+def read_drafter(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = True) -> DrafterCheckpoint:
+    """Read a Gemma 4 assistant as published or quantised by MLX; arguments as `read_target`."""
+    raw = read_config(folder)
+    config = parse_drafter_config(raw, str(folder / "config.json"))
+    inventory = check_files(folder, raw, config, scan)
+    tensors = load_tensors(inventory, dtype)
+    if config.num_centroids:
+        tensors[TOKEN_ORDERING] = checked_ordering(tensors[TOKEN_ORDERING], config.text.vocab_size, folder)
+    return DrafterCheckpoint(config, tensors, folder, inventory.usual_format(), inventory.warnings)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is not a folder; give the folder that holds config.json")
+    return read_json(folder / "config.json")
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    if not isinstance(generation, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object; download it again")
+    return generation
+
+
+def check_files(
+    folder: Path, raw: dict[str, Any], config: TargetConfig | DrafterConfig, scan: bool
+) -> Inventory:
+    """All that can be known from config and headers, and the scan for NaN."""
+    claims = parse_quantization(raw, str(folder / "config.json"))
+    headers, warnings = read_headers(folder)
+    inventory = take_inventory(headers, config, claims, folder, warnings)
+    if scan:
+        scan_finite(inventory.infos())
+    return inventory
+
+
+def load_tensors(inventory: Inventory, dtype: mx.Dtype | None) -> Tensors:
+    """Lazy arrays under canonical names; only evaluating them reads the files."""
+    files = {file: mx.load(str(file)) for file in sorted({info.file for info in inventory.infos()})}
+
+    def array(path: str, part: str) -> mx.array:
+        source = inventory.parts[path][part]
+        value = files[source.info.file][source.info.name]
+        if source.half is not None:
+            rows = value.shape[-2] // 2
+            value = mx.contiguous(value[..., source.half * rows : (source.half + 1) * rows, :])
+        return value.astype(dtype) if dtype is not None and mx.issubdtype(value.dtype, mx.floating) else value
+
+    tensors: Tensors = {}
+    rows_dtype = array("norm", "weight").dtype
+    for path, shape in inventory.shapes.items():
+        weight, form = array(path, "weight"), inventory.formats.get(path)
+        if len(shape) == 1:
+            tensors[path] = weight
+        elif form is None:
+            tensors[path] = DenseWeight(weight)
+        else:
+            parts = {part: array(path, part) for part in inventory.parts[path] if part != "weight"}
+            if "global_scale" in parts:
+                parts["global_scale"] = parts["global_scale"].astype(mx.float32)
+            tensors[path] = QuantizedWeight(
+                weight,
+                parts["scales"],
+                parts.get("biases"),
+                form.group_size,
+                form.bits,
+                form.mode,
+                parts["scales"].dtype if form.mode == "affine" else rows_dtype,
+                parts.get("global_scale"),
+            )
+    return tensors
+
+
+def checked_ordering(ordering: Weight | mx.array, vocab_size: int, folder: Path) -> mx.array:
+    """The centroid head's table of token ids as uint32, refused unless it names every id exactly once."""
+    assert isinstance(ordering, mx.array)
+    expected = mx.arange(vocab_size, dtype=mx.int64)
+    if not mx.array_equal(mx.sort(ordering.astype(mx.int64)), expected).item():
+        raise CheckpointError(
+            f"{folder}: {TOKEN_ORDERING} must name each of the {vocab_size} token ids once, and does not; "
+            "download the drafter again"
+        )
+    return ordering.astype(mx.uint32)
