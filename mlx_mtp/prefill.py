@@ -1,0 +1,204 @@
+"""Token ids -> K/V rows, chunk by chunk, for one row; then the row's first token.
+
+Chunk boundaries lie at absolute multiples of the chunk size and tiles have fixed sizes, so that text does not depend on
+what memory is free. Only work that produces K/V runs for all rows; the rest runs for the last one.
+"""
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from mlx_mtp.config import SLIDING, TextConfig
+from mlx_mtp.layers import Layer, attend, fold_mask, keys_values_of, merge_heads, queries_of, rms_norm, run_layer
+from mlx_mtp.sampling import SamplerClass, choose
+from mlx_mtp.state import KeysValues, State, ring_rows
+from mlx_mtp.target import Target, embed, logits_of, per_layer_inputs
+from mlx_mtp.verify import reach_of_rows, run_rows, write_rows
+
+CHUNK = 512
+KEY_TILE = 1024
+SCORES_PER_TILE = 2**24  # 64 MiB of float32 scores: heads * queries * KEY_TILE
+
+Visible = Callable[[mx.array, mx.array], mx.array]
+
+
+def prefill(
+    target: Target,
+    kv: list[tuple[mx.array, mx.array]],
+    ids: Sequence[int],
+    *,
+    start: int = 0,
+    chunk: int = CHUNK,
+    on_chunk: Callable[[int], None] | None = None,
+) -> mx.array:
+    """Forward ids[start:] at their own positions, writing `kv` -> post-norm hidden [1, 1, H] of the last one.
+
+    `kv` must hold rows 0 .. start-1 already, be the buffers' only owner, and have room for all of ids. `on_chunk` is
+    told the number of rows done; what it raises leaves `kv` consistent up to the last whole chunk.
+    """
+    hidden = None
+    for low, high in chunk_bounds(start, len(ids), chunk):
+        tokens = mx.array([list(ids[low:high])], mx.uint32)
+        hidden = _chunk(target, kv, tokens, low, last=high == len(ids))
+        mx.eval(kv, hidden)
+        if on_chunk is not None:
+            on_chunk(high)
+    return hidden
+
+
+def chunk_bounds(start: int, end: int, chunk: int) -> list[tuple[int, int]]:
+    """[start, end) cut at absolute multiples of `chunk`."""
+    cuts = [start, *range((start // chunk + 1) * chunk, end, chunk), end]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def first_token(target: Target, state: State, sampler: SamplerClass) -> tuple[mx.array, mx.array]:
+    """A state whose rows end before the first generated token -> that token [B] and whether it is valid [B]."""
+    counts = state.counts[:, None] if sampler.penalties and state.counts is not None else None
+    token, valid = choose(
+        logits_of(target, state.hidden),
+        state.length[:, None],
+        state.seed,
+        state.sampling,
+        sampler,
+        counts=counts,
+    )
+    return token[:, 0], valid[:, 0]
+
+
+def _chunk(
+    target: Target, kv: list[tuple[mx.array, mx.array]], tokens: mx.array, low: int, *, last: bool
+) -> mx.array | None:
+    """One chunk at positions low ..; returns the hidden row if it is the prompt's last chunk."""
+    text = target.text
+    embedded = embed(target, tokens)
+    inputs = per_layer_inputs(target, tokens, embedded)
+    x, last_own = embedded, text.first_shared_layer - 1
+    for i in range(last_own):
+        x = run_layer(
+            target.layers[i],
+            x,
+            lambda normed, i=i: _attention(target, kv, i, normed, low),
+            None if inputs is None else inputs[:, :, i],
+        )
+    normed = rms_norm(x, target.layers[last_own].input_norm, text.rms_norm_eps)
+    _write(target, kv, last_own, normed, low)
+    if not last:
+        return None
+    return _finish_last_row(target, kv, x[:, -1:], None if inputs is None else inputs[:, -1:], low + tokens.shape[1])
+
+
+def _finish_last_row(target: Target, kv: KeysValues | list, x: mx.array, inputs: mx.array | None, end: int) -> mx.array:
+    """The last row [1, 1, H] through the last K/V-owning layer and all that share K/V -> hidden [1, 1, H]."""
+    length = mx.array([end - 1], mx.int32)
+    reach = reach_of_rows(target.text, length, 1, end)
+    first = target.text.first_shared_layer - 1
+    hidden, _ = run_rows(
+        target, x, inputs, tuple(kv), length, reach, bucket=end, first_layer=first, write=False
+    )
+    return hidden
+
+
+def _write(
+    target: Target, kv: list[tuple[mx.array, mx.array]], i: int, normed: mx.array, low: int
+) -> tuple[mx.array, mx.array]:
+    """K and V [1, H, M, D] of the chunk's rows, also put into layer i's buffers."""
+    layer = target.layers[i]
+    keys, values = keys_values_of(layer, normed, target.ropes[layer.kind], low)
+    rows = keys.shape[2]
+    if layer.kind == SLIDING:
+        ring = ring_rows(target.text)
+        kept = min(rows, ring)
+        slots = mx.arange(low + rows - kept, low + rows, dtype=mx.int32)[None] % ring
+        kv[i] = (
+            write_rows(kv[i][0], keys[:, :, -kept:], slots),
+            write_rows(kv[i][1], values[:, :, -kept:], slots),
+        )
+    else:
+        at = mx.array([low], mx.int32)
+        kv[i] = (
+            mx.slice_update(kv[i][0], keys, at, axes=(2,)),
+            mx.slice_update(kv[i][1], values, at, axes=(2,)),
+        )
+    return keys, values
+
+
+def _attention(target: Target, kv: list[tuple[mx.array, mx.array]], i: int, normed: mx.array, low: int) -> mx.array:
+    """One K/V-owning layer's attention over a chunk: normed [1, M, H] -> [1, M, heads * D]."""
+    layer, text = target.layers[i], target.text
+    queries = queries_of(layer, normed, target.ropes[layer.kind], low)
+    end = low + normed.shape[1]
+    if layer.kind == SLIDING:
+        before = _window_before(text, kv[i], low)
+        keys, values = _write(target, kv, i, normed, low)
+        keys, values = (mx.concatenate([old, new], axis=2) for old, new in zip(before, (keys, values), strict=True))
+        return attend_tiled(queries, keys, values, low, end - keys.shape[2], _in_window(text.sliding_window))
+    _write(target, kv, i, normed, low)
+    keys, values = kv[i][0][:, :, :end], kv[i][1][:, :, :end]
+    return attend_tiled(queries, keys, values, low, 0, _causal)
+
+
+def _window_before(text: TextConfig, buffers: tuple[mx.array, mx.array], low: int) -> tuple[mx.array, mx.array]:
+    """The up to window - 1 rows before position `low`, in the order of their positions."""
+    ring = ring_rows(text)
+    slots = mx.arange(max(0, low - text.sliding_window + 1), low, dtype=mx.int32) % ring
+    return mx.take(buffers[0], slots, axis=2), mx.take(buffers[1], slots, axis=2)
+
+
+def _causal(query: mx.array, key: mx.array) -> mx.array:
+    return key <= query
+
+
+def _in_window(window: int) -> Visible:
+    return lambda query, key: (key <= query) & (key > query - window)
+
+
+def attend_tiled(
+    queries: mx.array, keys: mx.array, values: mx.array, first_query: int, first_key: int, visible: Visible
+) -> mx.array:
+    """queries [1, heads, M, D], keys/values [1, kv_heads, L, D] -> [1, M, heads * D] under a fixed scratch budget.
+
+    first_query and first_key are the absolute positions of row 0; `visible(query, key)` is the mask.
+    """
+    heads, rows = queries.shape[1], queries.shape[2]
+    query_tile = max(1, SCORES_PER_TILE // (heads * KEY_TILE))
+    parts = []
+    for low in range(0, rows, query_tile):
+        part = queries[:, :, low : low + query_tile]
+        parts.append(_attend_query_tile(part, keys, values, first_query + low, first_key, visible))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+
+def _attend_query_tile(
+    queries: mx.array, keys: mx.array, values: mx.array, first_query: int, first_key: int, visible: Visible
+) -> mx.array:
+    """One tile of queries over all keys up to its last row, by an online softmax over key tiles at absolute multiples."""
+    _, heads, rows, dim = queries.shape
+    kv_heads = keys.shape[1]
+    end = min(first_query + rows, first_key + keys.shape[2])
+    bounds = chunk_bounds(first_key, end, KEY_TILE)
+    positions = mx.arange(first_query, first_query + rows, dtype=mx.int32)[None, :, None]
+
+    def mask_of(low: int, high: int) -> mx.array:
+        return fold_mask(visible(positions, mx.arange(low, high, dtype=mx.int32)[None, None]), heads, kv_heads)
+
+    if len(bounds) <= 2:
+        stop = end - first_key
+        return attend(queries, keys[:, :, :stop], values[:, :, :stop], mask_of(first_key, end))
+    folded = queries.reshape(1, kv_heads, -1, dim).astype(mx.float32)
+    peak = mx.full((*folded.shape[:3], 1), -mx.inf, mx.float32)
+    total = mx.zeros_like(peak)
+    out = mx.zeros(folded.shape, mx.float32)
+    for low, high in bounds:
+        tile = slice(low - first_key, high - first_key)
+        scores = folded @ keys[:, :, tile].astype(mx.float32).swapaxes(-1, -2)
+        scores = mx.where(mask_of(low, high), scores, -mx.inf)
+        new_peak = mx.maximum(peak, scores.max(axis=-1, keepdims=True))
+        # Until a row sees its first key its peak is -inf, and exp(-inf - -inf) would be NaN.
+        shift = mx.where(new_peak == -mx.inf, 0.0, new_peak)
+        weights = mx.exp(scores - shift)
+        scale = mx.exp(peak - shift)
+        total = total * scale + weights.sum(axis=-1, keepdims=True)
+        out = out * scale + weights @ values[:, :, tile].astype(mx.float32)
+        peak = new_peak
+    return merge_heads((out / total).reshape(1, heads, rows, dim).astype(queries.dtype))
