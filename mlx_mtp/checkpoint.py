@@ -5,7 +5,7 @@ Headers, names, shapes and quantisation are checked before a weight is read; the
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -28,7 +28,7 @@ TOKEN_ORDERING = "masked_embedding.token_ordering"
 
 @dataclass(frozen=True, slots=True)
 class TargetCheckpoint:
-    """A target ready to run; `tensors` has the keys of `expected_tensors`: weights for matrices, else arrays."""
+    """A target ready to run; `tensors` has the keys of `expected_tensors`; matrices are weights."""
 
     config: TargetConfig
     tensors: Tensors
@@ -53,7 +53,8 @@ def read_target(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = Tru
     """Read a Gemma 4 target as published or as mlx-lm and mlx-vlm convert it.
 
     `dtype` casts floats (None keeps the file's); `scan` looks for NaN and Inf as `scan_finite` says. EOS ids
-    are those of config.json and generation_config.json together. Raises CheckpointError, PairError for a drafter.
+    are those of config.json and generation_config.json together. Raises CheckpointError, or PairError for
+    a drafter.
     """
     raw = read_config(folder)
     config = parse_target_config(raw, str(folder / "config.json"))
@@ -80,7 +81,7 @@ def read_drafter(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = Tr
 def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is not a folder; give the folder that holds config.json")
-    return read_json(folder / "config.json")
+    return cast(dict[str, Any], read_json(folder / "config.json"))  # the parsers refuse anything else
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
@@ -105,7 +106,10 @@ def check_files(
 
 def load_tensors(inventory: Inventory, dtype: mx.Dtype | None) -> Tensors:
     """Lazy arrays under canonical names; only evaluating them reads the files."""
-    files = {file: mx.load(str(file)) for file in sorted({info.file for info in inventory.infos()})}
+    files = {
+        file: cast(dict[str, mx.array], mx.load(str(file)))
+        for file in sorted({info.file for info in inventory.infos()})
+    }
 
     def array(path: str, part: str) -> mx.array:
         source = inventory.parts[path][part]

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from mlx_mtp.errors import CheckpointError
 
@@ -70,7 +70,7 @@ class Fields:
         return tuple(dict.fromkeys(ids))
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether `value` is an int and not a bool, which Python counts as one."""
     return isinstance(value, int) and not isinstance(value, bool)
 

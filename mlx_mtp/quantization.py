@@ -37,7 +37,7 @@ class QuantClaims:
 
 
 def parse_quantization(raw: dict[str, Any], source: str) -> QuantClaims:
-    """Read `quantization` or `quantization_config`; refuses other libraries' formats and impossible values."""
+    """Read `quantization` or `quantization_config`; refuses other libraries' and impossible formats."""
     text = raw.get("text_config")
     places = [raw, text] if isinstance(text, dict) else [raw]
     for name in ("quantization", "quantization_config"):
