@@ -14,7 +14,7 @@ LARGEST_WHEEL = 25 * 2**20
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy of the sources with this environment's setuptools: no network, nothing left behind here."""
+    """Built from a copy of the sources with this environment's setuptools: no network, nothing left."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in ("mlx_mtp", "metal"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -67,7 +67,7 @@ def test_licence_and_command_are_declared(wheel):
 
 
 def test_installed_wheel_answers_from_another_folder(wheel, tmp_path):
-    """Unpacked before everything else on the path, run elsewhere: resources are read from the wheel's own copy."""
+    """Unpacked first on the path and run elsewhere: resources are read from the wheel's own copy."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = f"""

@@ -1,0 +1,57 @@
+"""Options that mean the same in every command, and what they become in the library's terms."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mlx_mtp.errors import ParameterError
+
+if TYPE_CHECKING:
+    from mlx_mtp.sampling import Sampling
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder (./path or /path), or `demo` for the shipped pair.")
+]
+Drafter = Annotated[
+    str, typer.Option("--drafter", metavar="auto|none|PATH", help="The assistant to draft with.")
+]
+Mtp = Annotated[
+    str, typer.Option("--mtp", metavar="auto|off|N", help="Draft tokens a round; off is plain decoding.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="0 always takes the best token.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from the k best tokens; 0 is off.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Draw from the best tokens that sum to p.")]
+MinP = Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the best one.")]
+Repetition = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1: repeat less.")]
+Presence = Annotated[float | None, typer.Option("--presence-penalty", help="Taken off a token once used.")]
+Frequency = Annotated[
+    float | None, typer.Option("--frequency-penalty", help="Taken off for each earlier use.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="The longest reply, in tokens.")]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", help="End the reply before this text; may be repeated.")
+]
+System = Annotated[
+    str | None, typer.Option("--system", help="What the model is told before the conversation.")
+]
+Thinking = Annotated[bool | None, typer.Option("--thinking/--no-thinking", help="Let the model think first.")]
+
+
+def parse_mtp(text: str) -> int | Literal["auto"]:
+    """`auto`, `off` or a number of draft tokens -> num_draft_tokens."""
+    word = text.strip().lower()
+    if word == "auto":
+        return "auto"
+    if word == "off":
+        return 0
+    if word.isascii() and word.isdigit() and len(word) < 9:
+        return int(word)
+    raise ParameterError(f"MTP is auto, off or a number of draft tokens, got {text!r}; try `auto`")
+
+
+def sampling_with(defaults: "Sampling", **changes: float | int | None) -> "Sampling":
+    """The model's own settings with those that were given on the command line."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(defaults, **given)  # type: ignore[arg-type]
