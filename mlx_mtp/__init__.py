@@ -3,9 +3,7 @@
 Importing this package imports neither mlx nor mlx-lm: each public name is fetched when it is first used.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -20,15 +18,15 @@ if TYPE_CHECKING:
         ParameterError,
         PromptError,
     )
-    from mlx_mtp.generate import generate, generate_batch, stream_generate
+    from mlx_mtp.api import generate, generate_batch, stream_generate
     from mlx_mtp.pair import load
     from mlx_mtp.sampling import Sampling
 
 _HOME = {
     "load": "pair",
-    "generate": "generate",
-    "stream_generate": "generate",
-    "generate_batch": "generate",
+    "generate": "api",
+    "stream_generate": "api",
+    "generate_batch": "api",
     "Sampling": "sampling",
     "MtpError": "errors",
     "CheckpointError": "errors",
@@ -67,14 +65,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted(__all__)
 
-
-class _Package(ModuleType):
-    """Keeps `mlx_mtp.generate` the function: importing the submodule of that name would rebind it."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -29,15 +29,17 @@ def prefill(
     *,
     start: int = 0,
     chunk: int = CHUNK,
+    cuts: Sequence[int] = (),
     on_chunk: Callable[[int], None] | None = None,
 ) -> mx.array:
     """Forward ids[start:] at their own positions, writing `kv` -> post-norm hidden [1, 1, H] of the last one.
 
     `kv` must hold rows 0 .. start-1 already, be the buffers' only owner, and have room for all of ids. `on_chunk` is
-    told the number of rows done; what it raises leaves `kv` consistent up to the last whole chunk.
+    told the number of rows done after each chunk and at each of `cuts`; what it raises leaves `kv` consistent up to
+    there.
     """
     hidden = None
-    for low, high in chunk_bounds(start, len(ids), chunk):
+    for low, high in chunk_bounds(start, len(ids), chunk, cuts):
         tokens = mx.array([list(ids[low:high])], mx.uint32)
         hidden = _chunk(target, kv, tokens, low, last=high == len(ids))
         mx.eval(kv, hidden)
@@ -46,10 +48,10 @@ def prefill(
     return hidden
 
 
-def chunk_bounds(start: int, end: int, chunk: int) -> list[tuple[int, int]]:
-    """[start, end) cut at absolute multiples of `chunk`."""
-    cuts = [start, *range((start // chunk + 1) * chunk, end, chunk), end]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+def chunk_bounds(start: int, end: int, chunk: int, cuts: Sequence[int] = ()) -> list[tuple[int, int]]:
+    """[start, end) cut at absolute multiples of `chunk` and at `cuts`, which lie inside."""
+    marks = sorted({start, *range((start // chunk + 1) * chunk, end, chunk), *cuts, end})
+    return list(zip(marks[:-1], marks[1:], strict=True))
 
 
 def first_token(target: Target, state: State, sampler: SamplerClass) -> tuple[mx.array, mx.array]:

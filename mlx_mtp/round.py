@@ -79,7 +79,16 @@ class Rounds:
         self.target = target
         self.drafter = drafter
         self.compiled = compiled
+        self.exact: bool | None = None  # what `exactness.rows_are_invariant` found, once it was asked
         self._functions: dict[tuple[int, int, SamplerClass], Callable] = {}
+        self._shapes: set[tuple] = set()
+
+    def is_new(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> bool:
+        """Whether the round that is asked for next has to be traced first; its time says nothing about later ones."""
+        shape = (k, bucket, sampler, *state.drafts.shape, *state.kv[-1][0].shape)
+        known = shape in self._shapes
+        self._shapes.add(shape)
+        return not known
 
     def __call__(
         self, state: State, *, k: int, bucket: int, sampler: SamplerClass

@@ -1,0 +1,141 @@
+"""The three functions most programs need: a reply, a reply as it comes, and many replies at once."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mlx_mtp.conversation import (
+    Chunk,
+    Conversation,
+    Generation,
+    Prompt,
+    Reply,
+    Request,
+    collect,
+    make_request,
+    start_row,
+)
+from mlx_mtp.decode import RowLimits, decode
+from mlx_mtp.errors import ParameterError
+from mlx_mtp.pair import Pair
+from mlx_mtp.policy import make_policy
+from mlx_mtp.sampling import Sampling, sampler_class
+from mlx_mtp.state import State, StateCell, join_rows
+from mlx_mtp.turns import History
+
+
+def stream_generate(
+    pair: Pair,
+    prompt: Prompt,
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    num_draft_tokens: int | str = "auto",
+    stop: str | Sequence[str] = (),
+    tools: list[dict[str, Any]] | None = None,
+    thinking: bool | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Chunk]:
+    """Reply to a prompt chunk by chunk; closing the iterator cancels within one round.
+
+    prompt: text as is, token ids, or chat messages (the model's template is applied). sampling None: the model's own
+    defaults. num_draft_tokens: "auto", or 0 (plain) to 15. Raises PromptError or ParameterError before any work.
+    """
+    return Conversation(pair).stream(
+        prompt,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        num_draft_tokens=num_draft_tokens,
+        stop=stop,
+        tools=tools,
+        thinking=thinking,
+        on_progress=on_progress,
+    )
+
+
+def generate(pair: Pair, prompt: Prompt, **options: Any) -> Generation:
+    """A whole reply; options as `stream_generate`."""
+    return collect(stream_generate(pair, prompt, **options))
+
+
+def generate_batch(
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    *,
+    n: int = 1,
+    max_tokens: int = 256,
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    num_draft_tokens: int | str = "auto",
+    stop: str | Sequence[str] = (),
+    tools: list[dict[str, Any]] | None = None,
+    thinking: bool | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Generation]:
+    """Replies to all prompts, decoded together; n answers to a prompt share its prefill and follow one another.
+
+    sampling: one for all or one per prompt; answer i of a prompt has its seed + i. Rows do not influence each other:
+    each text is that of its own solo run, where rows are invariant (see `exactness`).
+    """
+    if not prompts:
+        return []
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ParameterError(f"n must be a whole number >= 1, got {n!r}; ask for at least one answer")
+    per_prompt = list(sampling) if isinstance(sampling, Sequence) else [sampling] * len(prompts)
+    if len(per_prompt) != len(prompts):
+        raise ParameterError(
+            f"one sampling for all or one per prompt is needed, got {len(per_prompt)} for {len(prompts)} prompts; "
+            "give as many as there are prompts"
+        )
+    requests = [
+        make_request(
+            pair,
+            prompt,
+            max_tokens=max_tokens,
+            sampling=own,
+            stop=stop,
+            tools=tools,
+            thinking=thinking,
+        )
+        for prompt, own in zip(prompts, per_prompt, strict=True)
+    ]
+    rows = [_answers(request, n) for request in requests]
+    policy = make_policy(num_draft_tokens, has_drafter=pair.drafter is not None)
+    return _decode_together(pair, rows, policy, on_progress)
+
+
+def _answers(request: Request, n: int) -> list[Request]:
+    seed = request.sampling.seed or 0
+    return [replace(request, sampling=replace(request.sampling, seed=seed + i)) for i in range(n)]
+
+
+def _decode_together(pair: Pair, rows: list[list[Request]], policy: Any, on_progress: Any) -> list[Generation]:
+    started = time.perf_counter()
+    requests = [request for answers in rows for request in answers]
+    states = [state for answers in rows for state in _start_answers(pair, answers, requests, on_progress)]
+    cell = StateCell(join_rows(pair.target.text, states))
+    del states
+    replies = [Reply(pair, request, 0, started, row) for row, request in enumerate(requests)]
+    limits = [RowLimits(request.max_tokens, frozenset(pair.prompt_format.eos_ids)) for request in requests]
+    sampler = sampler_class([request.sampling for request in requests])
+    chunks: list[list[Chunk]] = [[] for _ in requests]
+    steps = decode(pair.rounds, cell, limits, policy, sampler)
+    for step in steps:
+        for row, reply in enumerate(replies):
+            if reply.finish_reason is None:
+                chunks[row].append(reply.take(step, policy))
+        if all(reply.finish_reason is not None for reply in replies):
+            break
+    steps.close()
+    return [collect(iter(own)) for own in chunks]
+
+
+def _start_answers(pair: Pair, answers: list[Request], everyone: list[Request], on_progress: Any) -> list[State]:
+    """One prefill, then a state for each answer; the K/V arrays are shared until they are joined."""
+    first = answers[0]
+    kv, hidden, _ = History(pair.target).extend(first.ids, room=first.max_tokens, on_progress=on_progress)
+    sampler = sampler_class([request.sampling for request in everyone])
+    return [
+        start_row(pair, request, kv, hidden, with_bias=sampler.bias, with_counts=sampler.penalties)
+        for request in answers
+    ]

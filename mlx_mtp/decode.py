@@ -1,0 +1,187 @@
+"""The loop, for plain and MTP decoding alike: build the next round while this one runs, read, dispatch, hand on."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_mtp.policy import Policy
+from mlx_mtp.round import Rounds
+from mlx_mtp.sampling import SamplerClass
+from mlx_mtp.state import State, StateCell, bucket_for, no_drafts
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """Where one row ends: after max_tokens, or at any of its EOS ids (which is emitted)."""
+
+    max_tokens: int
+    eos_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one round gave; the first step is the prefill's token."""
+
+    tokens: tuple[tuple[int, ...], ...]  # new tokens of each row
+    finish: tuple[str | None, ...]  # "stop", "length" or "error" for rows that ended with this step
+    verified: int  # drafts checked per row
+    accepted: tuple[int, ...]  # drafts kept per row; -1 where the row took no part
+    seconds: float | None  # since the previous round was read; None where the round compiled or was rebuilt
+
+
+class Built(NamedTuple):
+    """A round that is described but not necessarily dispatched."""
+
+    state: State
+    tokens: mx.array  # [B, verified + 1]
+    n: mx.array  # [B]
+    verified: int
+    new_shape: bool
+
+
+def decode(
+    rounds: Rounds,
+    cell: StateCell,
+    rows: Sequence[RowLimits],
+    policy: Policy,
+    sampler: SamplerClass,
+) -> Iterator[Step]:
+    """Take the state from `cell`, yield a Step a round until every row has ended, and put the state back.
+
+    Whoever stops iterating gets it back too: rows 0 .. length-1 then hold exactly the tokens yielded, but the last.
+    """
+    ledger = Ledger(cell.peek(), rows)
+    step = ledger.first_step(cell.peek())
+    current = None
+    try:
+        if not ledger.all_ended:
+            current = _build(rounds, cell.take(), ledger, policy, sampler)
+            _dispatch(current)
+        yield step
+        while not ledger.all_ended:
+            ahead = _build(rounds, current.state, ledger, policy, sampler, unread=current)
+            step = ledger.record(current)
+            policy.observe(step.verified, [n for n in step.accepted if n >= 0], step.seconds)
+            if ledger.all_ended:
+                del ahead
+            elif any(step.finish):
+                # The next round was built with a row that has ended: describe it again without.
+                del ahead
+                current = _build(rounds, ledger.without_ended(current.state), ledger, policy, sampler)
+                _dispatch(current)
+            else:
+                mx.eval(current.state.drafts)  # no reader of K/V is in flight when the next round writes
+                current = ahead
+                del ahead
+                _dispatch(current)
+            yield step
+    finally:
+        if current is not None:
+            cell.put(ledger.settle(current.state))
+
+
+def _build(
+    rounds: Rounds,
+    state: State,
+    ledger: "Ledger",
+    policy: Policy,
+    sampler: SamplerClass,
+    unread: Built | None = None,
+) -> Built:
+    """Describe the next round from `state`; `unread` is the running one, whose outcome is not known yet."""
+    plan = policy.plan(state.drafts.shape[1])
+    if plan.verify < state.drafts.shape[1]:
+        state = state._replace(drafts=state.drafts[:, : plan.verify])
+    in_flight = 0 if unread is None else unread.verified + 1
+    bucket = bucket_for(ledger.longest + in_flight + plan.verify + 1)
+    new_shape = rounds.is_new(state, k=plan.draft, bucket=bucket, sampler=sampler)
+    after, tokens, n = rounds(state, k=plan.draft, bucket=bucket, sampler=sampler)
+    return Built(after, tokens, n, plan.verify, new_shape)
+
+
+def _dispatch(built: Built) -> None:
+    """Two evaluations, so that the tokens can be read before the drafts are done."""
+    state = built.state
+    mx.async_eval(built.tokens, built.n, state.kv, state.length, state.last, state.hidden, state.counts)
+    mx.async_eval(state.drafts)
+
+
+class Ledger:
+    """The host's account of each row: committed length, tokens left, whether it has ended."""
+
+    def __init__(self, state: State, rows: Sequence[RowLimits]):
+        self._rows = rows
+        self._lengths: list[int] = state.length.tolist()
+        self._left = [row.max_tokens for row in rows]
+        self._ended: list[bool] = [not active for active in state.active.tolist()]
+        self._read_at = time.perf_counter()
+        self._comparable = False
+
+    @property
+    def all_ended(self) -> bool:
+        return all(self._ended)
+
+    @property
+    def longest(self) -> int:
+        return max(self._lengths)
+
+    def first_step(self, state: State) -> Step:
+        """The tokens that prefill chose; they sit at position `length` and have no K/V row yet."""
+        tokens, finish = [], []
+        for b, token in enumerate(state.last.tolist()):
+            new = [] if self._ended[b] else [token]
+            tokens.append(tuple(new))
+            finish.append(self._end_of(b, new) if new else None)
+        return Step(tuple(tokens), tuple(finish), 0, tuple(-1 for _ in tokens), None)
+
+    def record(self, built: Built) -> Step:
+        """Read a round (the only sync with the device) and commit what each row takes of it."""
+        chosen, accepted = built.tokens.tolist(), built.n.tolist()
+        now = time.perf_counter()
+        seconds = now - self._read_at if self._comparable and not built.new_shape else None
+        self._read_at, self._comparable = now, not built.new_shape
+        tokens: list[tuple[int, ...]] = []
+        finish: list[str | None] = []
+        for b, n in enumerate(accepted):
+            if self._ended[b]:
+                tokens.append(())
+                finish.append(None)
+                accepted[b] = -1
+                continue
+            new = chosen[b][: n + 1]
+            reason = self._end_of(b, new)
+            self._lengths[b] += len(new)
+            tokens.append(tuple(new))
+            finish.append(reason)
+        return Step(tuple(tokens), tuple(finish), built.verified, tuple(accepted), seconds)
+
+    def _end_of(self, b: int, new: list[int]) -> str | None:
+        """Cut row b's new tokens at its end, if it has come; -> the finish reason."""
+        if not new:
+            self._ended[b] = True
+            return "error"
+        del new[self._left[b] :]
+        eos = next((i for i, token in enumerate(new) if token in self._rows[b].eos_ids), None)
+        if eos is not None:
+            del new[eos + 1 :]
+        self._left[b] -= len(new)
+        reason = "stop" if eos is not None else "length" if self._left[b] == 0 else None
+        self._ended[b] = reason is not None
+        return reason
+
+    def without_ended(self, state: State) -> State:
+        """`state` after the round just read, with the rows that have ended inactive."""
+        return state._replace(active=mx.array([not ended for ended in self._ended]))
+
+    def settle(self, state: State) -> State:
+        """`state` brought to what was read: lengths as counted, ended rows inactive, nothing pending.
+
+        The rows of an unread round lie past `length` and are dead; `last` and `hidden` of a row that was cut are not
+        those of its end, so a continuation forwards at least one token first.
+        """
+        return self.without_ended(state)._replace(
+            length=mx.array(self._lengths, mx.int32), drafts=no_drafts(len(self._lengths))
+        )

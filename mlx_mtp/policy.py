@@ -1,0 +1,137 @@
+"""How many drafts to verify and to make next round: a fixed number, or what pays by the text and times so far."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from mlx_mtp.errors import ParameterError
+from mlx_mtp.state import MAX_DRAFT_TOKENS
+
+MIN_GAIN = 1.03  # below this expected gain over plain decoding, drafting is parked
+CANDIDATES = (0, 1, 2, 3, 4, 6, 8)
+FIRST_TRIES = (4, 4, 0, 0, 4, 2, 0)  # a few rounds of each kind give the first estimates
+PROBE_EVERY = 64  # rounds between two looks at whether a parked text would pay again
+MEMORY = 0.9  # weight that a round keeps after each later one
+
+
+class Plan(NamedTuple):
+    """What the next round does: verify that many of the pending drafts, then make that many new ones."""
+
+    verify: int
+    draft: int
+
+
+class Policy(Protocol):
+    """Chooses a plan each round from what it was told of earlier ones."""
+
+    parked: bool
+    reason: str | None
+
+    def plan(self, pending: int) -> Plan: ...
+
+    def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None: ...
+
+
+@dataclass(slots=True)
+class FixedPolicy:
+    """The same number of drafts every round; 0 is plain decoding."""
+
+    num_draft_tokens: int
+    parked: bool = False
+    reason: str | None = None
+
+    def plan(self, pending: int) -> Plan:
+        return Plan(pending, self.num_draft_tokens)
+
+    def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None:
+        """A fixed number learns nothing."""
+
+
+class AutoPolicy:
+    """Plays the number of drafts with the most expected tokens per second, or none where drafting does not pay.
+
+    Acceptance by position and the time of a round are exponentially weighted averages; a round that compiled is not
+    timed.
+    """
+
+    def __init__(self) -> None:
+        self.parked = False
+        self.reason: str | None = None
+        self._agreed = [1.4] * MAX_DRAFT_TOKENS  # a weak prior of 0.7 at every position
+        self._tried = [2.0] * MAX_DRAFT_TOKENS
+        self._seconds: dict[int, float] = {}
+        self._rounds = 0
+        self._draft = FIRST_TRIES[0]
+
+    def plan(self, pending: int) -> Plan:
+        return Plan(min(pending, self._draft) if self.parked else pending, self._draft)
+
+    def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None:
+        """One round: drafts verified, drafts accepted per active row, its time (None where it cannot be compared)."""
+        self._rounds += 1
+        for n in accepted:
+            for position in range(min(n + 1, verified)):
+                self._agreed[position] = MEMORY * self._agreed[position] + (n > position)
+                self._tried[position] = MEMORY * self._tried[position] + 1
+        if seconds is not None:
+            known = self._seconds.get(verified, seconds)
+            # A paused machine or a jumping clock must not pass for a slow round.
+            self._seconds[verified] = known + 0.2 * (min(seconds, 3 * known) - known)
+        self._draft = self._choose()
+
+    def expected_tokens(self, k: int) -> float:
+        """Tokens a round gives with k drafts: 1 + sum over j of the chance that the first j all agree."""
+        total, chance = 1.0, 1.0
+        for position in range(k):
+            chance *= self._agreed[position] / self._tried[position]
+            total += chance
+        return total
+
+    def round_seconds(self, k: int) -> float | None:
+        """Estimated time of a round, on the line between the nearest measured numbers of drafts."""
+        known = sorted(self._seconds)
+        if not known:
+            return None
+        if k in self._seconds or len(known) == 1:
+            return self._seconds.get(k, self._seconds[known[0]])
+        low = max((x for x in known[:-1] if x < k), default=known[0])
+        high = min(x for x in known if x > low and (x > k or x == known[-1]))
+        slope = (self._seconds[high] - self._seconds[low]) / (high - low)
+        return max(self._seconds[low] + slope * (k - low), min(self._seconds.values()))
+
+    def _choose(self) -> int:
+        if self._rounds < len(FIRST_TRIES):
+            return FIRST_TRIES[self._rounds]
+        plain = self.round_seconds(0)
+        if plain is None or plain <= 0:
+            return FIRST_TRIES[0]
+        times = {k: self.round_seconds(k) or plain for k in CANDIDATES}
+        gains = {k: self.expected_tokens(k) * plain / times[k] for k in CANDIDATES}
+        best = max(gains, key=lambda k: gains[k])
+        self.parked = gains[best] < MIN_GAIN
+        if not self.parked:
+            self.reason = None
+            return best
+        k = max(CANDIDATES[1:], key=lambda k: gains[k])
+        self.reason = (
+            f"parked: {k} drafts need {times[k] / plain:.1f} tokens a round to break even, "
+            f"this text gives {self.expected_tokens(k):.1f}"
+        )
+        return k if self._rounds % PROBE_EVERY == 0 else 0
+
+
+def make_policy(num_draft_tokens: int | str, *, has_drafter: bool) -> Policy:
+    """The policy for a request: "auto" or 0 .. MAX_DRAFT_TOKENS; anything else is refused."""
+    if num_draft_tokens == "auto":
+        return AutoPolicy() if has_drafter else FixedPolicy(0, parked=True, reason="parked: no drafter is loaded")
+    whole = isinstance(num_draft_tokens, int) and not isinstance(num_draft_tokens, bool)
+    if not whole or not 0 <= num_draft_tokens <= MAX_DRAFT_TOKENS:
+        raise ParameterError(
+            f'num_draft_tokens must be "auto" or 0 .. {MAX_DRAFT_TOKENS}, got {num_draft_tokens!r}; use "auto" to let '
+            "the policy choose"
+        )
+    if num_draft_tokens and not has_drafter:
+        raise ParameterError(
+            f"{num_draft_tokens} draft tokens were asked for but the model was loaded without a drafter; "
+            'load it with its assistant, or use num_draft_tokens="auto" or 0'
+        )
+    return FixedPolicy(num_draft_tokens)

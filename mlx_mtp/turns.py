@@ -1,0 +1,153 @@
+"""A conversation: the K/V of its tokens, and how far each new prompt can go on from what is there.
+
+Gemma's template drops the thought channel from history, so a new turn often diverges inside the previous reply. Full
+layers keep every row; a ring keeps only the newest, so rings are checkpointed before each model turn.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_mtp.config import SLIDING
+from mlx_mtp.prefill import CHUNK, prefill
+from mlx_mtp.state import RING_SLACK, KeysValues, capacity_for, capacity_of, grow, new_kv, ring_rows
+from mlx_mtp.target import Target
+
+CHECKPOINT_BYTES = 2**30  # budget for the rings of one conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The rings as they were when rows 0 .. length-1 were the newest; holding them makes MLX copy on the next write."""
+
+    length: int
+    rings: dict[int, tuple[mx.array, mx.array]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for pair in self.rings.values() for buffer in pair)
+
+
+class History:
+    """K/V rows 0 .. rows-1 of `tokens`, between requests; `kv` is empty while a request has it."""
+
+    def __init__(self, target: Target, *, checkpoint_bytes: int = CHECKPOINT_BYTES):
+        self.target = target
+        self.tokens: list[int] = []
+        self.rows = 0
+        self._written = 0  # rows up to here may have been written; those from `rows` on are dead
+        self._kv: list[tuple[mx.array, mx.array]] = []
+        self._checkpoints: list[Checkpoint] = []
+        self._checkpoint_bytes = checkpoint_bytes
+
+    def clear(self) -> None:
+        """Forget everything; the next prompt starts cold."""
+        self.tokens, self.rows, self._written = [], 0, 0
+        self._kv, self._checkpoints = [], []
+
+    def reusable(self, ids: Sequence[int]) -> int:
+        """How many of `ids` need no forward pass: those that agree with rows which are still whole."""
+        common = self._common(ids)
+        if not self._kv:
+            return 0
+        if self._ring_reaches(common):
+            return common
+        return max((c.length for c in self._checkpoints if c.length <= common), default=0)
+
+    def extend(
+        self,
+        ids: Sequence[int],
+        *,
+        room: int,
+        boundaries: Sequence[int] = (),
+        chunk: int = CHUNK,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[KeysValues, mx.array, int]:
+        """Forward what is new of `ids` -> K/V with room for `room` tokens more, the last hidden row, tokens reused.
+
+        The caller gives the K/V back with `keep`. If `on_progress(done, total)` raises, rows of whole chunks are kept.
+        """
+        if not self._kv:
+            self.clear()
+        start = self._rewind(ids)
+        needed = capacity_for(len(ids) + room)
+        if not self._kv:
+            self._kv = list(new_kv(self.target, needed))
+        elif capacity_of(self.target.text, tuple(self._kv)) < needed:
+            grow(self.target.text, self._kv, needed)
+        hidden = self._prefill(ids, start, boundaries, chunk, on_progress)
+        kv, self._kv = tuple(self._kv), []
+        return kv, hidden, start
+
+    def _prefill(
+        self,
+        ids: Sequence[int],
+        start: int,
+        boundaries: Sequence[int],
+        chunk: int,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> mx.array:
+        cuts = [cut for cut in boundaries if start < cut < len(ids)][-1:]
+        inside_chunk = True
+
+        def on_chunk(done: int) -> None:
+            nonlocal inside_chunk
+            self.tokens, self.rows, self._written = list(ids[:done]), done, max(done, self._written)
+            if done in cuts:
+                self._checkpoint()
+            if on_progress is not None:
+                inside_chunk = False
+                on_progress(done, len(ids))
+                inside_chunk = True
+
+        try:
+            return prefill(self.target, self._kv, ids, start=start, chunk=chunk, cuts=cuts, on_chunk=on_chunk)
+        finally:
+            if inside_chunk:  # an interrupt may have left some layers' rows of the next chunk written
+                self._written = max(self._written, min(self.rows + chunk, len(ids)))
+
+    def keep(self, tokens: Sequence[int], kv: KeysValues) -> None:
+        """Take back the K/V: rows of all `tokens` but the last are whole, up to two rounds beyond may be dead rows."""
+        self.tokens = list(tokens)
+        self.rows = len(tokens) - 1
+        self._written = max(self._written, self.rows + RING_SLACK)
+        self._kv = list(kv)
+
+    def _common(self, ids: Sequence[int]) -> int:
+        """Leading ids whose rows are there; the last id is always forwarded, for its hidden row."""
+        limit = min(self.rows, len(ids) - 1)
+        return next((i for i in range(limit) if self.tokens[i] != ids[i]), limit)
+
+    def _ring_reaches(self, length: int) -> bool:
+        """Whether rings still hold the window before `length`, though rows up to `_written` were written."""
+        ring = ring_rows(self.target.text)
+        return self._written <= ring or self._written - length <= RING_SLACK
+
+    def _rewind(self, ids: Sequence[int]) -> int:
+        """Make the rows before the returned position those of `ids`."""
+        start = self.reusable(ids)
+        if not self._ring_reaches(self._common(ids)):
+            self._restore(start)
+        self._checkpoints = [c for c in self._checkpoints if c.length <= start]
+        if start == 0:  # slots of stale rows hold no position of a cold run: masks leave them out
+            self._written = 0
+        self.tokens, self.rows = list(ids[:start]), start
+        return start
+
+    def _restore(self, length: int) -> None:
+        for checkpoint in self._checkpoints:
+            if checkpoint.length == length:
+                for i, ring in checkpoint.rings.items():
+                    self._kv[i] = ring
+                self._written = length
+
+    def _checkpoint(self) -> None:
+        """Keep the rings as they are now, dropping the oldest checkpoints over budget."""
+        text = self.target.text
+        owning = enumerate(text.layer_types[: text.first_shared_layer])
+        rings = {i: self._kv[i] for i, kind in owning if kind == SLIDING}
+        self._checkpoints = [c for c in self._checkpoints if c.length != self.rows]
+        self._checkpoints.append(Checkpoint(self.rows, rings))
+        while sum(c.nbytes for c in self._checkpoints) > self._checkpoint_bytes and len(self._checkpoints) > 1:
+            del self._checkpoints[0]
