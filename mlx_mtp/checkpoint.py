@@ -106,10 +106,7 @@ def check_files(
 
 def load_tensors(inventory: Inventory, dtype: mx.Dtype | None) -> Tensors:
     """Lazy arrays under canonical names; only evaluating them reads the files."""
-    files = {
-        file: cast(dict[str, mx.array], mx.load(str(file)))
-        for file in sorted({info.file for info in inventory.infos()})
-    }
+    files = {file: open_lazily(file) for file in sorted({info.file for info in inventory.infos()})}
 
     def array(path: str, part: str) -> mx.array:
         source = inventory.parts[path][part]
@@ -142,6 +139,16 @@ def load_tensors(inventory: Inventory, dtype: mx.Dtype | None) -> Tensors:
                 parts.get("global_scale"),
             )
     return tensors
+
+
+def open_lazily(file: Path) -> dict[str, mx.array]:
+    """The file's arrays, unread; its header is sound, but MLX may not know a type that other towers use."""
+    try:
+        return cast(dict[str, mx.array], mx.load(str(file)))
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: MLX cannot open it ({str(error)[:120]}); use a bfloat16 or MLX-quantised version"
+        ) from None
 
 
 def checked_ordering(ordering: Weight | mx.array, vocab_size: int, folder: Path) -> mx.array:

@@ -11,8 +11,13 @@ from mlx_mtp.headers import TensorInfo
 FULL_SCAN_BYTES = 4 * 10**9
 SAMPLED_ROWS = 64
 PIECE_BYTES = 1 << 20
-# Unsigned view and exponent mask: a float is NaN or Inf when every exponent bit is set.
-EXPONENT = {"F32": (np.uint32, 0x7F80_0000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
+# Unsigned view and mask: NaN or Inf when every bit of the mask is set. One-byte scales have no Inf.
+NOT_FINITE = {
+    "F32": (np.uint32, 0x7F80_0000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "U8": (np.uint8, 0xFF),
+}
 
 
 def scan_finite(tensors: Iterable[TensorInfo]) -> None:
@@ -22,7 +27,7 @@ def scan_finite(tensors: Iterable[TensorInfo]) -> None:
     matrices are read whole when all of them together are below 4 GB; above that, only 64 evenly spaced rows
     of each are, so that a large model still loads at once. Memory stays at one piece of 1 MB.
     """
-    floats = [info for info in tensors if info.dtype in EXPONENT]
+    floats = [info for info in tensors if info.dtype in NOT_FINITE]
     dense = [info for info in floats if is_dense_matrix(info)]
     sample = sum(info.nbytes for info in dense) >= FULL_SCAN_BYTES
     for info in floats:
@@ -40,7 +45,7 @@ def is_finite(info: TensorInfo, *, sampled: bool) -> bool:
     """Whether the tensor's bytes (or `SAMPLED_ROWS` rows of them) are all finite numbers."""
     if not info.nbytes:
         return True
-    unsigned, mask = EXPONENT[info.dtype]
+    unsigned, mask = NOT_FINITE[info.dtype]
     row_bytes = info.shape[-1] * np.dtype(unsigned).itemsize
     with info.file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for begin, end in pieces(info.nbytes, row_bytes, sampled):

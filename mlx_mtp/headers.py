@@ -36,8 +36,8 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path.parent}: {path.name} is missing; download the model again")
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({str(error)[:80]}); {DOWNLOAD}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({str(error)[:80]}); {DOWNLOAD}") from None
 
 
 def read_headers(folder: Path) -> tuple[dict[str, TensorInfo], list[str]]:
@@ -121,8 +121,8 @@ def no_weights(folder: Path) -> CheckpointError:
 
 def read_header(file: Path) -> list[TensorInfo]:
     """The tensors of one file, its header validated by the safetensors reader."""
-    refuse_obvious_damage(file)
     try:
+        refuse_obvious_damage(file)
         with safe_open(file, framework="numpy"):
             pass
     except (SafetensorError, OSError, ValueError) as error:

@@ -81,6 +81,8 @@ def take_inventory(
     extra = [*ignored, *(path for path in stored if path not in expected)]
     if extra:
         warnings = [*warnings, f"{len(extra)} tensors are not used: {', '.join(extra[:5])}"]
+    if claims.default is not None and claims.default not in formats.values():
+        warnings = [*warnings, f"config.json speaks of {claims.default} weights, and no matrix is such"]
     parts = {path: stored[path] for path in expected}
     return Inventory(expected, parts, formats, tuple(warnings))
 
