@@ -1,0 +1,55 @@
+"""What a chat template may spend: text and items made, processor time, and the size of single operations."""
+
+import time
+from collections.abc import Mapping
+
+TIME_LIMIT_S = 5.0
+MAX_INTEGER_BITS = 1 << 12
+VALUE_COST = 8  # what an object counts for besides its characters
+MAX_SMALL = 256  # characters to strip, columns to indent, length of a date format
+
+
+class LimitExceeded(Exception):
+    """The template did more than a chat template needs."""
+
+
+class Meter:
+    """Counts what one rendering makes, in characters and list items, and its processor time."""
+
+    def __init__(self, budget: int) -> None:
+        self._left = budget
+        self._deadline = time.thread_time() + TIME_LIMIT_S
+
+    def charge(self, amount: int) -> None:
+        """Account for `amount` characters or items; raises LimitExceeded before they are made."""
+        self._left -= amount
+        if self._left < 0:
+            raise LimitExceeded("it makes too much text")
+        if time.thread_time() > self._deadline:
+            raise LimitExceeded(f"it runs for more than {TIME_LIMIT_S:g} s")
+
+    def charge_value(self, value: object) -> None:
+        """Charge a value's size, a part as often as it occurs: nested lists can hold one 2^n times."""
+        self.charge(VALUE_COST)
+        if isinstance(value, str):
+            self.charge(len(value))
+        elif isinstance(value, int):
+            self.charge(value.bit_length() // 3)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                self.charge_value(item)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                self.charge_value(key)
+                self.charge_value(item)
+
+
+def check_integers(operator: str, left: int, right: int) -> None:
+    bits = left.bit_length() * (max(right, 1) if operator == "**" else 1) + right.bit_length()
+    if bits > MAX_INTEGER_BITS:
+        raise LimitExceeded("it computes with huge numbers")
+
+
+def check_small(number: int) -> None:
+    if number > MAX_SMALL:
+        raise LimitExceeded(f"it asks for {number:,} columns or characters where {MAX_SMALL} are allowed")
