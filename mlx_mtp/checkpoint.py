@@ -15,7 +15,7 @@ from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.finite import scan_finite
 from mlx_mtp.headers import read_headers, read_json
-from mlx_mtp.inventory import Inventory, take_inventory
+from mlx_mtp.inventory import Inventory, Part, take_inventory
 from mlx_mtp.pair_check import check_pair
 from mlx_mtp.quantization import parse_quantization
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
@@ -23,6 +23,7 @@ from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 __all__ = ["DrafterCheckpoint", "TargetCheckpoint", "check_pair", "read_drafter", "read_target"]
 
 Tensors = dict[str, Weight | mx.array]
+Files = dict[Path, dict[str, mx.array]]
 TOKEN_ORDERING = "masked_embedding.token_ordering"
 
 
@@ -107,38 +108,42 @@ def check_files(
 def load_tensors(inventory: Inventory, dtype: mx.Dtype | None) -> Tensors:
     """Lazy arrays under canonical names; only evaluating them reads the files."""
     files = {file: open_lazily(file) for file in sorted({info.file for info in inventory.infos()})}
-
-    def array(path: str, part: str) -> mx.array:
-        source = inventory.parts[path][part]
-        value = files[source.info.file][source.info.name]
-        if source.half is not None:
-            rows = value.shape[-2] // 2
-            value = mx.contiguous(value[..., source.half * rows : (source.half + 1) * rows, :])
-        return value.astype(dtype) if dtype is not None and mx.issubdtype(value.dtype, mx.floating) else value
-
     tensors: Tensors = {}
-    rows_dtype = array("norm", "weight").dtype
     for path, shape in inventory.shapes.items():
-        weight, form = array(path, "weight"), inventory.formats.get(path)
+        parts = {name: lazy_part(files, name, part, dtype) for name, part in inventory.parts[path].items()}
+        form = inventory.formats.get(path)
         if len(shape) == 1:
-            tensors[path] = weight
+            tensors[path] = parts["weight"]
         elif form is None:
-            tensors[path] = DenseWeight(weight)
+            tensors[path] = DenseWeight(parts["weight"])
         else:
-            parts = {part: array(path, part) for part in inventory.parts[path] if part != "weight"}
-            if "global_scale" in parts:
-                parts["global_scale"] = parts["global_scale"].astype(mx.float32)
+            like = (
+                parts["scales"]
+                if form.mode == "affine"
+                else lazy_part(files, "weight", inventory.parts["norm"]["weight"], dtype)
+            )
             tensors[path] = QuantizedWeight(
-                weight,
-                parts["scales"],
-                parts.get("biases"),
-                form.group_size,
-                form.bits,
-                form.mode,
-                parts["scales"].dtype if form.mode == "affine" else rows_dtype,
-                parts.get("global_scale"),
+                weight=parts["weight"],
+                scales=parts["scales"],
+                biases=parts.get("biases"),
+                group_size=form.group_size,
+                bits=form.bits,
+                mode=form.mode,
+                dtype=like.dtype,
+                global_scale=parts.get("global_scale"),
             )
     return tensors
+
+
+def lazy_part(files: Files, name: str, part: Part, dtype: mx.Dtype | None) -> mx.array:
+    """One stored array, or half of it, cast where it is a float; a tensor scale is always float32."""
+    value = files[part.info.file][part.info.name]
+    if part.half is not None:
+        rows = value.shape[-2] // 2
+        value = mx.contiguous(value[..., part.half * rows : (part.half + 1) * rows, :])
+    if dtype is None or name == "global_scale" or not mx.issubdtype(value.dtype, mx.floating):
+        return value
+    return value.astype(dtype)
 
 
 def open_lazily(file: Path) -> dict[str, mx.array]:

@@ -151,8 +151,8 @@ def check_tensor(
 def check_global_scale(path: str, shape: tuple[int, ...], parts: dict[str, TensorInfo]) -> None:
     """A tensor scale exists for nvfp4 experts only, one each."""
     scale = parts.get("global_scale")
-    if scale is not None and (len(shape) != 3 or scale.shape != shape[:1] or scale.dtype not in FLOATS):
+    if scale is not None and (len(shape) != 3 or scale.shape != shape[:1] or scale.dtype != "F32"):
         raise CheckpointError(
             f"{scale.file}: {path} has a global_scale {scale.dtype} {list(scale.shape)}, "
-            f"which only experts have, one each; convert the model again"
+            f"which only experts have, one F32 each; convert the model again"
         )
