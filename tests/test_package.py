@@ -1,8 +1,9 @@
 """Importing the package is cheap and quiet, and its public names are what they say."""
 
+import pkgutil
+import resource
 import subprocess
 import sys
-import time
 from types import FunctionType
 
 import pytest
@@ -29,14 +30,16 @@ def test_the_command_line_starts_without_mlx_or_rich():
         assert heavy not in loaded
 
 
-def test_version_is_printed_within_300_ms():
+def test_version_costs_less_than_300_ms():
+    """Processor time, so that a busy machine does not decide."""
     command = [sys.executable, "-c", "from mlx_mtp.cli import main; main()", "--version"]
 
     def seconds() -> float:
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, f"mlx-mtp {mlx_mtp.__version__}\n")
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(5)) < 0.3
 
@@ -46,9 +49,11 @@ def test_every_public_name_is_a_function_or_class(name: str):
     assert isinstance(vars(mlx_mtp).get(name) or mlx_mtp.__getattr__(name), FunctionType | type)
 
 
-def test_importing_a_submodule_first_does_not_hide_the_function_of_that_name():
-    code = "from mlx_mtp.generate import generate as g; import mlx_mtp; print(mlx_mtp.generate is g)"
-    assert run_python(code) == "True\n"
+def test_no_submodule_can_take_the_place_of_a_public_name():
+    """Importing `mlx_mtp.x` sets the attribute x of the package, so no public function may share a file's name."""
+    modules = {module.name for module in pkgutil.iter_modules(mlx_mtp.__path__)}
+    assert "api" in modules
+    assert not modules & set(mlx_mtp.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

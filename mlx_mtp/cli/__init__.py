@@ -4,11 +4,15 @@ Exit codes: 0 ok, 1 the answer is no (`prove`), 2 usage, 3 model or drafter, 4 m
 """
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
 import mlx_mtp
+from mlx_mtp.clean import clean_for_terminal
+from mlx_mtp.cli.chat import chat
+from mlx_mtp.cli.generate import generate
 from mlx_mtp.errors import MtpError
 
 app = typer.Typer(
@@ -38,12 +42,19 @@ def _options(
     pass
 
 
+app.command()(chat)
+app.command()(generate)
+
+
 def main() -> None:
     """Run the command line and exit with its code; an `MtpError` becomes one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal's encoding lacks must not end a reply
     try:
         app()
     except MtpError as error:
-        print(f"mlx-mtp: {error}", file=sys.stderr)
+        print(f"mlx-mtp: {clean_for_terminal(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

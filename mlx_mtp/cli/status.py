@@ -1,6 +1,7 @@
-"""The one line after a reply: how much, how fast, and whether drafting helped."""
+"""Figures after a reply: one line of them, and all of them for `/stats` and `--json`."""
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlx_mtp.stats import Stats
@@ -14,15 +15,40 @@ def short_count(count: int) -> str:
     return f"{scaled:.1f}".removesuffix(".0") + unit
 
 
-def status_line(stats: "Stats", context_used: int, context_size: int) -> str:
+def status_line(stats: "Stats", context_size: int) -> str:
     """`412 tok · 38.2 tok/s · 2.9 tok/round · accept 71 % · ctx 3.1k/32k · reused 812`, and any parking."""
     parts = [f"{stats.generation_tokens} tok", f"{stats.generation_tps:.1f} tok/s"]
     if stats.drafted:
         parts.append(f"{stats.tokens_per_round:.1f} tok/round")
         parts.append(f"accept {100 * stats.draft_acceptance_rate:.0f} %")
-    parts.append(f"ctx {short_count(context_used)}/{short_count(context_size)}")
+    used = stats.prompt_tokens + stats.generation_tokens
+    parts.append(f"ctx {short_count(used)}/{short_count(context_size)}")
     if stats.reused_tokens:
         parts.append(f"reused {stats.reused_tokens}")
-    if stats.parked:
-        parts.append(f"MTP parked: {stats.reason}")
+    if stats.reason is not None:
+        parts.append(stats.reason)
     return " · ".join(parts)
+
+
+def figures(stats: "Stats") -> dict[str, Any]:
+    """Every figure by name, as JSON can hold it."""
+    return {
+        **dataclasses.asdict(stats),
+        "tokens_per_round": stats.tokens_per_round,
+        "draft_acceptance_rate": stats.draft_acceptance_rate,
+    }
+
+
+def figures_table(stats: "Stats") -> str:
+    """`figures`, one a line; the long per-round list is summed up."""
+    shown = figures(stats)
+    per_round = shown.pop("num_draft_tokens")
+    played = {k: per_round.count(k) for k in sorted(set(per_round))}
+    shown["rounds by draft tokens"] = ", ".join(f"{k}: {count}" for k, count in played.items()) or "none"
+    shown["peak_memory_bytes"] = f"{shown['peak_memory_bytes']:,}"
+    lines = []
+    for name, value in shown.items():
+        if isinstance(value, float):
+            value = f"{value:.3g}"
+        lines.append(f"{name:24}{value}")
+    return "\n".join(lines)

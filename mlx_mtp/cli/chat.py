@@ -1,0 +1,114 @@
+"""`mlx-mtp chat`: a conversation in the terminal."""
+
+from typing import Annotated
+
+import typer
+
+from mlx_mtp.cli import options
+from mlx_mtp.cli.commands import HELP, Command, Message, read_line
+from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.line_editor import ReadLine, line_reader
+from mlx_mtp.cli.opening import open_pair
+from mlx_mtp.cli.session import Session
+from mlx_mtp.cli.status import figures_table
+from mlx_mtp.cli.terminal import say
+from mlx_mtp.errors import MtpError, ParameterError
+
+REPLY_TOKENS = 4096
+
+
+def chat(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="A folder (./path or /path), or `demo`.")
+    ] = "",
+    drafter: options.Drafter = "auto",
+    mtp: options.Mtp = "auto",
+    max_tokens: options.MaxTokens = REPLY_TOKENS,
+    seed: options.Seed = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.Repetition = None,
+    presence_penalty: options.Presence = None,
+    frequency_penalty: options.Frequency = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    thinking: options.Thinking = None,
+) -> None:
+    """Chat: Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
+    if not model:
+        raise ParameterError("no model was named; try: mlx-mtp chat demo")
+    num_draft_tokens = options.parse_mtp(mtp)
+    pair = open_pair(model, drafter)
+    request = {
+        "max_tokens": max_tokens,
+        "num_draft_tokens": num_draft_tokens,
+        "stop": tuple(stop or ()),
+        "thinking": thinking,
+        "sampling": options.sampling_with(
+            pair.sampling,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+        ),
+    }
+    interrupts = Interrupts()
+    say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.")
+    _converse(Session(pair, request, system, interrupts), line_reader(), interrupts)
+
+
+def _converse(session: Session, read: ReadLine, interrupts: Interrupts) -> None:
+    """Turns until the input ends, /exit, or Ctrl-C twice (which leaves as KeyboardInterrupt)."""
+    while True:
+        try:
+            line = read()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            interrupts.note()
+            say("(Ctrl-C again or Ctrl-D leaves)")
+            continue
+        interrupts.settled()
+        asked = read_line(line)
+        if isinstance(asked, Message):
+            if asked.text.strip():
+                session.say(asked.text)
+        elif isinstance(asked, Command):
+            if asked.name == "exit":
+                return
+            _obey(session, asked)
+        else:
+            say(f"there is no command /{asked.name}; these are:\n{HELP}")
+
+
+def _obey(session: Session, command: Command) -> None:
+    """Carry out a command other than /exit."""
+    if command.name == "help":
+        say(HELP)
+    elif command.name == "clear":
+        session.restart(session.system)
+        say("(the conversation is forgotten)")
+    elif command.name == "system":
+        session.restart(command.argument or None)
+        say("(a new conversation with this system prompt)" if command.argument else "(a new conversation)")
+    elif command.name == "stats":
+        say("no reply yet" if session.stats is None else figures_table(session.stats))
+    elif command.name == "mtp":
+        _set_mtp(session, command.argument)
+
+
+def _set_mtp(session: Session, argument: str) -> None:
+    if argument:
+        try:
+            session.set_mtp(options.parse_mtp(argument))
+        except MtpError as error:
+            say(str(error))
+            return
+    k = session.num_draft_tokens
+    say(f"MTP is {'off' if k == 0 else 'auto' if k == 'auto' else f'{k} draft tokens a round'}")

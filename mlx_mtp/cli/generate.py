@@ -1,0 +1,108 @@
+"""`mlx-mtp generate`: one prompt, one reply; only the answer on stdout."""
+
+import json
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import mlx_mtp
+from mlx_mtp.cli import options
+from mlx_mtp.cli.opening import open_pair
+from mlx_mtp.cli.status import figures, status_line
+from mlx_mtp.cli.stdin_text import argument_text, piped_text
+from mlx_mtp.cli.terminal import ReplyWriter, say, write_answer
+from mlx_mtp.errors import PromptError
+
+if TYPE_CHECKING:
+    from mlx_mtp.pair import Pair
+
+REPLY_TOKENS = 1024
+
+
+def generate(
+    model: options.Model,
+    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="Text piped in is put after it.")] = "",
+    drafter: options.Drafter = "auto",
+    mtp: options.Mtp = "auto",
+    max_tokens: options.MaxTokens = REPLY_TOKENS,
+    seed: options.Seed = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.Repetition = None,
+    presence_penalty: options.Presence = None,
+    frequency_penalty: options.Frequency = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    thinking: options.Thinking = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Continue the prompt as it is, without the chat template.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object at the end instead of text as it comes.")
+    ] = False,
+) -> None:
+    """Answer one prompt. `cat file | mlx-mtp generate MODEL "question"` asks about the file."""
+    num_draft_tokens = options.parse_mtp(mtp)
+    asked = "\n\n".join(part for part in (argument_text(prompt), piped_text()) if part)
+    if not asked:
+        raise PromptError('the prompt is empty; give one: mlx-mtp generate MODEL "question"')
+    if text and (system is not None or thinking is not None):
+        raise PromptError("--system and --thinking belong to the chat template; leave out --text")
+    pair = open_pair(model, drafter)
+    request: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "num_draft_tokens": num_draft_tokens,
+        "stop": tuple(stop or ()),
+        "thinking": thinking,
+        "sampling": options.sampling_with(
+            pair.sampling,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+        ),
+    }
+    prepared = asked if text else _messages(asked, system)
+    if as_json:
+        _print_json(pair, prepared, request)
+    else:
+        _print_as_it_comes(pair, prepared, request)
+
+
+def _messages(asked: str, system: str | None) -> list[dict[str, str]]:
+    told = [] if system is None else [{"role": "system", "content": system}]
+    return [*told, {"role": "user", "content": asked}]
+
+
+def _print_as_it_comes(pair: "Pair", prompt: str | list[dict[str, str]], request: dict[str, Any]) -> None:
+    reply = ReplyWriter()
+    with closing(mlx_mtp.stream_generate(pair, prompt, **request)) as chunks:
+        for chunk in chunks:
+            reply.write(chunk.thought, "thought")
+            reply.write(chunk.tool_call, "tool call")
+            reply.write(chunk.text, "answer")
+            stats, finish_reason = chunk.stats, chunk.finish_reason
+    reply.finish()
+    if finish_reason == "length":
+        say("(the reply was cut off; --max-tokens sets its length)")
+    say(status_line(stats, pair.max_context))
+
+
+def _print_json(pair: "Pair", prompt: str | list[dict[str, str]], request: dict[str, Any]) -> None:
+    out = mlx_mtp.generate(pair, prompt, **request)
+    fields = {
+        "text": out.text,
+        "thought": out.thought,
+        "tool_call": out.tool_call,
+        "tokens": out.tokens,
+        "finish_reason": out.finish_reason,
+        "stats": figures(out.stats),
+    }
+    write_answer(json.dumps(fields) + "\n")

@@ -1,0 +1,100 @@
+"""One conversation in the terminal: its messages, its settings, and replies that Ctrl-C can stop."""
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.status import status_line
+from mlx_mtp.cli.terminal import ReplyWriter, say
+from mlx_mtp.errors import MtpError
+
+if TYPE_CHECKING:
+    from mlx_mtp.pair import Pair
+    from mlx_mtp.stats import Stats
+
+
+class _Stopped(Exception):
+    """Ctrl-C came while the prompt was read."""
+
+
+class Session:
+    """The messages so far and how replies are made; K/V of earlier turns is reused."""
+
+    def __init__(self, pair: "Pair", request: dict[str, Any], system: str | None, interrupts: Interrupts):
+        from mlx_mtp.conversation import Conversation
+
+        self.num_draft_tokens: int | Literal["auto"] = request.pop("num_draft_tokens")
+        self.stats: Stats | None = None
+        self._pair = pair
+        self._request = request
+        self._interrupts = interrupts
+        self._conversation = Conversation(pair)
+        self.restart(system)
+
+    def restart(self, system: str | None) -> None:
+        """Begin a new conversation, under this system prompt."""
+        self.system = system
+        self._messages = [{"role": "system", "content": system}] if system else []
+        self._conversation.clear()
+
+    def set_mtp(self, num_draft_tokens: int | Literal["auto"]) -> None:
+        """How many drafts a round from the next reply on; refused like any request for them."""
+        from mlx_mtp.policy import make_policy
+
+        make_policy(num_draft_tokens, has_drafter=self._pair.drafter is not None)
+        self.num_draft_tokens = num_draft_tokens
+
+    def say(self, text: str) -> None:
+        """Say `text` to the model and write its reply as it comes; a turn that gave nothing is taken back."""
+        self._messages.append({"role": "user", "content": text})
+        writer = ReplyWriter()
+        answer: list[str] = []
+        try:
+            with self._interrupts.during_reply():
+                self._stream(writer, answer)
+        except _Stopped:
+            say("(stopped before the reply began)")
+        except MtpError as error:
+            writer.finish()
+            say(str(error))
+        self._interrupts.settled()
+        if any(answer):
+            self._messages.append({"role": "assistant", "content": "".join(answer)})
+        else:
+            self._messages.pop()
+
+    def _stream(self, writer: ReplyWriter, answer: list[str]) -> None:
+        """Write a reply's chunks and collect its answer until it ends or Ctrl-C asks it to stop."""
+        chunks = self._conversation.stream(
+            self._messages,
+            num_draft_tokens=self.num_draft_tokens,
+            on_progress=self._stop_if_asked,
+            **self._request,
+        )
+        finish_reason = None
+        with closing(chunks):
+            for chunk in chunks:
+                writer.write(chunk.thought, "thought")
+                writer.write(chunk.tool_call, "tool call")
+                writer.write(chunk.text, "answer")
+                answer.append(chunk.text)
+                self.stats, finish_reason = chunk.stats, chunk.finish_reason
+                if self._interrupts.asked:
+                    break
+        writer.finish()
+        self._close(finish_reason)
+
+    def _stop_if_asked(self, done: int, total: int) -> None:
+        if self._interrupts.asked:
+            raise _Stopped
+
+    def _close(self, finish_reason: str | None) -> None:
+        """The line under a reply, and what was unusual about its end."""
+        if finish_reason is None:
+            say("(stopped)")
+        elif finish_reason == "length":
+            say("(cut off: the reply reached its limit of tokens; --max-tokens sets it)")
+        elif finish_reason == "error":
+            say("(the model gave no usable numbers; its cache was dropped and the next turn starts cold)")
+        if self.stats is not None:
+            say(status_line(self.stats, self._pair.max_context))
