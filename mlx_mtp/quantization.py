@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_mtp.config_fields import shown
+from mlx_mtp.config_fields import is_integer, shown
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.headers import TensorInfo
 from mlx_mtp.tensor_names import canonical_path
@@ -73,7 +73,7 @@ def parse_format(entry: dict[str, Any], source: str, default: QuantFormat | None
     """bits, group_size and mode of one entry; a mode but nothing else stands for that mode's own numbers."""
     mode = entry.get("mode", "affine")
     usual = {name: pair for pair, name in MODE_OF.items()} | {"affine": (4, 64)}
-    if mode not in usual:
+    if not isinstance(mode, str) or mode not in usual:
         raise CheckpointError(
             f"{source}: mode must be one of {', '.join(MODES)}, got {shown(mode)}; convert the model again"
         )
@@ -81,8 +81,7 @@ def parse_format(entry: dict[str, Any], source: str, default: QuantFormat | None
     if default is not None and default.mode == mode:
         usual_bits, usual_group = default.bits, default.group_size
     bits, group = entry.get("bits", usual_bits), entry.get("group_size", usual_group)
-    known = MODE_OF.get((bits, group)) == mode if mode != "affine" else is_affine(bits, group)
-    if not known:
+    if not is_integer(bits) or not is_integer(group) or mode_of(bits, group, mode != "affine") != mode:
         raise CheckpointError(
             f"{source}: MLX has no {mode} format with bits {shown(bits)} and group_size {shown(group)}; "
             "convert the model again"
@@ -90,8 +89,11 @@ def parse_format(entry: dict[str, Any], source: str, default: QuantFormat | None
     return QuantFormat(bits, group, mode)
 
 
-def is_affine(bits: object, group: object) -> bool:
-    return bits in AFFINE_BITS and group in AFFINE_GROUPS
+def mode_of(bits: int, group: int, is_block_float: bool) -> str | None:
+    """MLX's mode for these numbers, None where it has no such format."""
+    if is_block_float:
+        return MODE_OF.get((bits, group))
+    return "affine" if bits in AFFINE_BITS and group in AFFINE_GROUPS else None
 
 
 def stored_format(
@@ -111,7 +113,7 @@ def stored_format(
     bits, bits_rest = divmod(weight.shape[-1] * 32, columns)
     group, group_rest = divmod(columns, max(scales.shape[-1], 1))
     is_block_float = scales.dtype == "U8"
-    mode = MODE_OF.get((bits, group)) if is_block_float else "affine" if is_affine(bits, group) else None
+    mode = mode_of(bits, group, is_block_float)
     shapes_fit = weight.shape[:-1] == scales.shape[:-1] == shape[:-1] and not bits_rest and not group_rest
     biases_fit = biases is None if is_block_float else biases is not None and biases.shape == scales.shape
     if mode is None or not shapes_fit or not biases_fit or weight.dtype != "U32":

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import pytest
 
+from mlx_mtp.checkpoint import read_target
 from mlx_mtp.config import FULL, SLIDING
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
+from mlx_mtp.errors import CheckpointError
 from mlx_mtp.tensor_names import expected_tensors
 
 KINDS = ("e2b", "31b", "a4b", "12b")  # per-layer inputs and shared K/V; K = V; experts; the unified naming
@@ -213,3 +216,13 @@ def edit_tensors(file: Path, changes: dict[str, mx.array | None]) -> None:
         else:
             stored[name] = value
     mx.save_safetensors(str(file), stored)
+
+
+def refusal(folder: Path, reader: Any = read_target) -> str:
+    """The message with which `folder` is refused: one line, ending in a remedy."""
+    with pytest.raises(CheckpointError) as caught:
+        reader(folder)
+    message = str(caught.value)
+    assert "\n" not in message and "; " in message and str(folder) in message
+    assert caught.value.code == "checkpoint" and caught.value.exit_code == 3
+    return message
