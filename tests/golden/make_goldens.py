@@ -32,9 +32,6 @@ from tiny_pairs import (
 
 HERE = Path(__file__).parent
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-    "a4b",
-    "12b",
-)  # both published forms of config.json are kept; 12b's weights are named multimodally
 
 
 @dataclass
@@ -195,9 +192,7 @@ def write_checkpoints(name: str, folder: Path, target, drafter) -> None:
     text = flat_config(target.config, type(target).__name__, target_settings(name))
     multimodal = multimodal_config(name, target)
     prefix = "model.language_model." if unified else "model."
-    write_folder(
-        folder / "target", target, multimodal if unified else text, target.generation_config, prefix
-    )
+    write_folder(folder / "target", target, multimodal if unified else text, target.generation_config, prefix)
     config = flat_config(drafter.config, type(drafter).__name__, drafter_settings(name))
     write_folder(folder / "drafter", drafter, config, drafter.generation_config, "model.")
     if unified:

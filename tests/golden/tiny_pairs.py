@@ -1,8 +1,8 @@
 """Tiny random Gemma 4 targets and drafters in every published shape, built with transformers and torch.
 
 Every size is small; every gain, scalar and table is random, so that a port that drops or misorders one cannot
-pass. The target stays random; the drafter is fitted for a few hundred steps to the target's own greedy text, so
-that the goldens hold full, partial and no acceptance.
+pass. The target stays random; the drafter is fitted for a few hundred steps to the target's own greedy text,
+so that the goldens hold full, partial and no acceptance.
 """
 
 from dataclasses import dataclass
@@ -125,8 +125,8 @@ def restore_kv_sharing_modes() -> None:
     """Give transformers 5.23.0 back the rule of 5.22.2 for which layer stores and which reuses K/V.
 
     5.23.0 raises when every layer is shared, as in every assistant, and stores nothing when none is, as in
-    12B, 26B-A4B and 31B: no MTP pair of Gemma 4 runs. The rule before: layers from the first shared one on reuse,
-    and the last layer of each type before it stores.
+    12B, 26B-A4B and 31B: no MTP pair of Gemma 4 runs. The rule before: layers from the first shared one on
+    reuse, and the last layer of each type before it stores.
     """
 
     def modes(config) -> list[str | None]:
