@@ -15,8 +15,8 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.filters import FILTERS
 from jinja2.ext import Extension
+from jinja2.filters import FILTERS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import PromptError
@@ -168,6 +168,9 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         if isinstance(result, list | tuple | dict):
             self.meter.charge_value(result)
         return result
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Jinja would let str.format through here, which pads to any width."""
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         if isinstance(argument, slice) and isinstance(obj, str | list | tuple):

@@ -7,7 +7,7 @@ from typing import Any
 from .errors import PromptError
 from .tokenizer import MAX_TEXT_CHARS, check_text
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+ROLES = ("system", "user", "assistant", "tool")
 ROLE_ALIASES = {"model": "assistant", "developer": "system"}
 MAX_DEPTH = 32
 
@@ -117,7 +117,7 @@ def _check_content(content: Any, role: str, where: str) -> Any:
         return [_check_item(item, f"{where}[{index}]", role) for index, item in enumerate(content)]
     if not isinstance(content, str):
         raise PromptError(
-            f"{where} must be text or a list of {{'type': 'text', 'text': ...}}, got {type(content).__name__}; "
+            f"{where} must be text or a list of {{'type': 'text', ...}}, got {type(content).__name__}; "
             "give it as text"
         )
     check_text(content)

@@ -18,6 +18,7 @@ class Meter:
 
     def __init__(self, budget: int) -> None:
         self._left = budget
+        self._calls = 0
         self._deadline = time.thread_time() + TIME_LIMIT_S
 
     def charge(self, amount: int) -> None:
@@ -25,6 +26,9 @@ class Meter:
         self._left -= amount
         if self._left < 0:
             raise LimitExceeded("it makes too much text")
+        self._calls += 1
+        if amount < 1000 and self._calls % 64:
+            return  # reading the clock costs as much as most operations
         if time.thread_time() > self._deadline:
             raise LimitExceeded(f"it runs for more than {TIME_LIMIT_S:g} s")
 

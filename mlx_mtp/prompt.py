@@ -12,7 +12,7 @@ import json
 import operator
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class PromptFormat:
     """How one checkpoint wants to be prompted; `named_tokens` (bos_token, ...) are for its template."""
 
     tokenizer: Tokenizer
-    template: str | None
+    template: str | None = field(repr=False)
     eos_ids: tuple[int, ...]
     bos_id: int | None
     named_tokens: Mapping[str, str]
