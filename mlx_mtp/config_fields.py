@@ -1,6 +1,5 @@
 """Reading one number, flag or list out of a config dict, refusing anything that is not what it should be."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -37,7 +36,7 @@ class Fields:
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refuse(name, "a number", value)
-        if not (math.isfinite(value) and 0 < value <= high):
+        if not 0 < value <= high:  # false for NaN too
             raise self.refuse(name, f"a number above 0 and at most {high:g}", value)
         return float(value)
 
