@@ -112,15 +112,15 @@ def test_floats_are_cast_only_on_request(tmp_path: Path, stored: mx.Dtype, dtype
 
 def test_unused_towers_buffers_and_shared_layers_are_left_out(tmp_path: Path) -> None:
     folder = write_target(tmp_path, "e2b")
-    layer = "model.language_model.layers.3.self_attn."
+    first, last = (f"model.language_model.layers.{i}.self_attn." for i in (2, 3))
     extra = {
         "model.vision_tower.patch_embedder.weight": mx.zeros((4, 4)),
         "model.audio_tower.layers.0.self_attn.q_proj.weight": mx.full((4, 4), mx.nan),
         "model.embed_vision.embedding_projection.weight": mx.zeros((4, 4)),
         "model.language_model.layers.0.mlp.gate_proj.input_max": mx.full((1,), mx.inf),
-        layer + "k_proj.weight": mx.full((32, 64), mx.nan),
-        layer + "v_proj.weight": mx.zeros((32, 64)),
-        layer + "k_norm.weight": mx.zeros((32,)),
+        first + "k_proj.weight": mx.full((32, 64), mx.nan),
+        last + "v_proj.weight": mx.zeros((64, 64)),
+        last + "k_norm.weight": mx.zeros((32,)),
     }
     edit_tensors(folder / "model.safetensors", extra)
     checkpoint = read_target(folder)
