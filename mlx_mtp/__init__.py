@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mlx_mtp.api import generate, generate_batch, stream_generate
     from mlx_mtp.errors import (
         CheckpointError,
         GenerationError,
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
         ParameterError,
         PromptError,
     )
-    from mlx_mtp.api import generate, generate_batch, stream_generate
     from mlx_mtp.pair import load
     from mlx_mtp.sampling import Sampling
 
@@ -64,4 +64,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-

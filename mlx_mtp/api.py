@@ -1,7 +1,7 @@
 """The three functions most programs need: a reply, a reply as it comes, and many replies at once."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ def stream_generate(
     tools: list[dict[str, Any]] | None = None,
     thinking: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Reply to a prompt chunk by chunk; closing the iterator cancels within one round.
 
     prompt: text as is, token ids, or chat messages (the model's template is applied). sampling None: the model's own
@@ -109,7 +109,9 @@ def _answers(request: Request, n: int) -> list[Request]:
     return [replace(request, sampling=replace(request.sampling, seed=seed + i)) for i in range(n)]
 
 
-def _decode_together(pair: Pair, rows: list[list[Request]], policy: Any, on_progress: Any) -> list[Generation]:
+def _decode_together(
+    pair: Pair, rows: list[list[Request]], policy: Any, on_progress: Any
+) -> list[Generation]:
     started = time.perf_counter()
     requests = [request for answers in rows for request in answers]
     states = [state for answers in rows for state in _start_answers(pair, answers, requests, on_progress)]
@@ -127,10 +129,12 @@ def _decode_together(pair: Pair, rows: list[list[Request]], policy: Any, on_prog
         if all(reply.finish_reason is not None for reply in replies):
             break
     steps.close()
-    return [collect(iter(own)) for own in chunks]
+    return [collect(own) for own in chunks]
 
 
-def _start_answers(pair: Pair, answers: list[Request], everyone: list[Request], on_progress: Any) -> list[State]:
+def _start_answers(
+    pair: Pair, answers: list[Request], everyone: list[Request], on_progress: Any
+) -> list[State]:
     """One prefill, then a state for each answer; the K/V arrays are shared until they are joined."""
     first = answers[0]
     kv, hidden, _ = History(pair.target).extend(first.ids, room=first.max_tokens, on_progress=on_progress)

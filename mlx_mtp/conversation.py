@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +70,9 @@ def make_request(
 ) -> Request:
     """Check everything that can be checked before any work. Raises PromptError or ParameterError."""
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-        raise ParameterError(f"max_tokens must be a whole number >= 1, got {max_tokens!r}; ask for at least one token")
+        raise ParameterError(
+            f"max_tokens must be a whole number >= 1, got {max_tokens!r}; ask for at least one token"
+        )
     stops = check_stops(stop)
     rendered = prompt_ids(pair.prompt_format, prompt, tools=tools, thinking=thinking)
     room = pair.max_context - len(rendered.ids)
@@ -87,7 +89,9 @@ def make_request(
     return Request(rendered.ids, rendered.boundaries, min(max_tokens, room), sampling, stops)
 
 
-def start_row(pair: Pair, request: Request, kv: KeysValues, hidden: mx.array, *, with_bias: bool, with_counts: bool) -> State:
+def start_row(
+    pair: Pair, request: Request, kv: KeysValues, hidden: mx.array, *, with_bias: bool, with_counts: bool
+) -> State:
     """Prefilled K/V and last hidden row -> a state of one row whose first token is chosen."""
     text = pair.target.text
     sampler = sampler_class([request.sampling])
@@ -142,7 +146,7 @@ class Conversation:
         tools: list[dict[str, Any]] | None = None,
         thinking: bool | None = None,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Reply to `prompt`, which is the whole context each time; arguments are checked before this returns.
 
         Closing the iterator cancels within one round and keeps the tokens yielded. `on_progress(done, total)` is told
@@ -158,7 +162,9 @@ class Conversation:
             thinking=thinking,
         )
         has_drafter = self.pair.drafter is not None
-        policy = self._policies.get(num_draft_tokens) or make_policy(num_draft_tokens, has_drafter=has_drafter)
+        policy = self._policies.get(num_draft_tokens) or make_policy(
+            num_draft_tokens, has_drafter=has_drafter
+        )
         self._policies[num_draft_tokens] = policy
         return self._reply(request, policy, on_progress)
 
@@ -168,7 +174,7 @@ class Conversation:
 
     def _reply(
         self, request: Request, policy: Policy, on_progress: Callable[[int, int], None] | None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         if self._busy:
             raise ParameterError("this conversation is replying already; finish or close that reply first")
         self._busy = True
@@ -179,7 +185,7 @@ class Conversation:
 
     def _rounds(
         self, request: Request, policy: Policy, on_progress: Callable[[int, int], None] | None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
         kv, hidden, reused = self.history.extend(
             request.ids,
@@ -275,7 +281,7 @@ class Reply:
         )
 
 
-def collect(chunks: Iterator[Chunk]) -> Generation:
+def collect(chunks: Iterable[Chunk]) -> Generation:
     """All chunks of one reply -> the reply."""
     taken = list(chunks)
     last = taken[-1]

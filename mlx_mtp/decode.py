@@ -1,9 +1,9 @@
 """The loop, for plain and MTP decoding alike: build the next round while this one runs, read, dispatch, hand on."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -48,20 +48,23 @@ def decode(
     rows: Sequence[RowLimits],
     policy: Policy,
     sampler: SamplerClass,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Take the state from `cell`, yield a Step a round until every row has ended, and put the state back.
 
     Whoever stops iterating gets it back too: rows 0 .. length-1 then hold exactly the tokens yielded, but the last.
     """
     ledger = Ledger(cell.peek(), rows)
     step = ledger.first_step(cell.peek())
-    current = None
+    state: State | None = None
+    current: Built | None = None
     try:
         if not ledger.all_ended:
-            current = _build(rounds, cell.take(), ledger, policy, sampler)
+            state = cell.take()
+            current = _build(rounds, state, ledger, policy, sampler)
+            state = None  # whoever keeps an old state makes every buffer copy
             _dispatch(current)
         yield step
-        while not ledger.all_ended:
+        while current is not None and not ledger.all_ended:
             ahead = _build(rounds, current.state, ledger, policy, sampler, unread=current)
             step = ledger.record(current)
             policy.observe(step.verified, [n for n in step.accepted if n >= 0], step.seconds)
@@ -79,8 +82,9 @@ def decode(
                 _dispatch(current)
             yield step
     finally:
-        if current is not None:
-            cell.put(ledger.settle(current.state))
+        left = state if current is None else current.state
+        if left is not None:
+            cell.put(ledger.settle(left))
 
 
 def _build(
@@ -105,8 +109,18 @@ def _build(
 def _dispatch(built: Built) -> None:
     """Two evaluations, so that the tokens can be read before the drafts are done."""
     state = built.state
-    mx.async_eval(built.tokens, built.n, state.kv, state.length, state.last, state.hidden, state.counts)
-    mx.async_eval(state.drafts)
+    evaluate_soon(built.tokens, built.n, state.kv, state.length, state.last, state.hidden, state.counts)
+    evaluate_soon(state.drafts)
+
+
+def evaluate_soon(*arrays: Any) -> None:
+    """Start evaluating without waiting."""
+    mx.async_eval(*arrays)  # type: ignore[no-untyped-call]
+
+
+def ints(array: mx.array) -> list[int]:
+    """A vector's values on the host."""
+    return cast(list[int], array.tolist())
 
 
 class Ledger:
@@ -114,9 +128,9 @@ class Ledger:
 
     def __init__(self, state: State, rows: Sequence[RowLimits]):
         self._rows = rows
-        self._lengths: list[int] = state.length.tolist()
+        self._lengths = ints(state.length)
         self._left = [row.max_tokens for row in rows]
-        self._ended: list[bool] = [not active for active in state.active.tolist()]
+        self._ended: list[bool] = [not active for active in ints(state.active)]
         self._read_at = time.perf_counter()
         self._comparable = False
 
@@ -131,7 +145,7 @@ class Ledger:
     def first_step(self, state: State) -> Step:
         """The tokens that prefill chose; they sit at position `length` and have no K/V row yet."""
         tokens, finish = [], []
-        for b, token in enumerate(state.last.tolist()):
+        for b, token in enumerate(ints(state.last)):
             new = [] if self._ended[b] else [token]
             tokens.append(tuple(new))
             finish.append(self._end_of(b, new) if new else None)
@@ -139,7 +153,7 @@ class Ledger:
 
     def record(self, built: Built) -> Step:
         """Read a round (the only sync with the device) and commit what each row takes of it."""
-        chosen, accepted = built.tokens.tolist(), built.n.tolist()
+        chosen, accepted = cast(list[list[int]], built.tokens.tolist()), ints(built.n)
         now = time.perf_counter()
         seconds = now - self._read_at if self._comparable and not built.new_shape else None
         self._read_at, self._comparable = now, not built.new_shape

@@ -8,7 +8,9 @@ from mlx_mtp.state import State, no_drafts
 from mlx_mtp.target import Target, embed
 
 
-def draft(target: Target, drafter: Drafter, state: State, sampler: SamplerClass, *, k: int, bucket: int) -> mx.array:
+def draft(
+    target: Target, drafter: Drafter, state: State, sampler: SamplerClass, *, k: int, bucket: int
+) -> mx.array:
     """A state without pending drafts -> proposals [B, k] for positions length+1 .. length+k.
 
     The drafter chooses with the target's own noise at each position, which is what makes its draws agree.

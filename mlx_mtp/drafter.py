@@ -1,12 +1,24 @@
 """The 4-layer MTP assistant: it owns no K/V, reads the target's, and has a dense or a centroid head."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TextConfig
-from mlx_mtp.layers import Layer, Rope, Tensors, attend, fold_mask, make_layer, make_ropes, queries_of, rms_norm, run_layer
+from mlx_mtp.layers import (
+    Layer,
+    Rope,
+    Tensors,
+    attend,
+    fold_mask,
+    make_layer,
+    make_ropes,
+    queries_of,
+    rms_norm,
+    run_layer,
+)
 from mlx_mtp.state import KeysValues, ring_rows
 from mlx_mtp.verify import positions_in_ring, readable
 from mlx_mtp.weights import Weight
@@ -65,7 +77,9 @@ class DrafterView(NamedTuple):
     position: mx.array  # [B]
 
 
-def view_for_drafter(text: TextConfig, drafter: TextConfig, kv: KeysValues, length: mx.array, *, bucket: int) -> DrafterView:
+def view_for_drafter(
+    text: TextConfig, drafter: TextConfig, kv: KeysValues, length: mx.array, *, bucket: int
+) -> DrafterView:
     """Rows 0 .. length-1 of the target's feeding layers; sliding: the last window of them.
 
     The position is constant over all draft steps and equals `length`, the position of the last committed token:
@@ -90,14 +104,14 @@ def draft_hidden(drafter: Drafter, embedded: mx.array, hidden: mx.array, view: D
     """Scaled target embedding and hidden row, both [B, 1, target H] -> the drafter's normed row [B, 1, H]."""
     x = drafter.pre_projection.project(mx.concatenate([embedded, hidden], axis=-1))
     for layer in drafter.layers:
-        rope, mask = drafter.ropes[layer.kind], view.masks[layer.kind]
-        keys, values = view.kv[layer.kind]
-
-        def attention(normed: mx.array, layer=layer, rope=rope, mask=mask, keys=keys, values=values) -> mx.array:
-            return attend(queries_of(layer, normed, rope, view.position), keys, values, mask)
-
-        x = run_layer(layer, x, attention, None)
+        x = run_layer(layer, x, partial(_attention, drafter.ropes[layer.kind], layer, view), None)
     return rms_norm(x, drafter.norm, drafter.text.rms_norm_eps)
+
+
+def _attention(rope: Rope, layer: Layer, view: DrafterView, normed: mx.array) -> mx.array:
+    """normed [B, 1, H] -> merged heads [B, 1, heads * D]; keys and values are the target's."""
+    queries = queries_of(layer, normed, rope, view.position)
+    return attend(queries, *view.kv[layer.kind], view.masks[layer.kind])
 
 
 def next_hidden(drafter: Drafter, row: mx.array) -> mx.array:

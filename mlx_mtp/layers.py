@@ -3,16 +3,17 @@
 Formulas: transformers 5.22.2 `modeling_gemma4.py`. Attention scale is 1.0 everywhere; q_norm and k_norm take its place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.activations import gelu_approx
 
 from mlx_mtp.config import FULL, SLIDING, TextConfig
 from mlx_mtp.weights import Weight
 
-Tensors = dict[str, Weight | mx.array]
+Tensors = Mapping[str, Any]  # canonical name -> Weight for matrices, mx.array for the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +160,11 @@ def queries_of(layer: Layer, x: mx.array, rope: Rope, position: mx.array | int) 
     return rope(rms_norm(queries, layer.q_norm, layer.eps).transpose(0, 2, 1, 3), position)
 
 
-def keys_values_of(layer: Layer, x: mx.array, rope: Rope, position: mx.array | int) -> tuple[mx.array, mx.array]:
+def keys_values_of(
+    layer: Layer, x: mx.array, rope: Rope, position: mx.array | int
+) -> tuple[mx.array, mx.array]:
     """x [B, M, H] (normed) -> keys, values [B, kv_heads, M, D]; keys rotated, values normed without a gain."""
+    assert layer.k_proj is not None, "only layers that own K/V are asked for it"
     batch, rows, _ = x.shape
     raw_keys = layer.k_proj.project(x).reshape(batch, rows, -1, rope.head_dim)
     raw_values = raw_keys
@@ -203,7 +207,7 @@ def run_layer(
     x = x + rms_norm(attended, layer.post_attention_norm, layer.eps)
     x = x + rms_norm(_feed_forward(layer, x), layer.post_feedforward_norm, layer.eps)
     if layer.per_layer_input is not None:
-        gate = nn.gelu_approx(layer.per_layer_input.gate.project(x)) * per_layer_input
+        gate = gelu_approx(layer.per_layer_input.gate.project(x)) * per_layer_input
         projected = layer.per_layer_input.projection.project(gate)
         x = x + rms_norm(projected, layer.per_layer_input.post_norm, layer.eps)
     return x * layer.layer_scalar
@@ -211,7 +215,7 @@ def run_layer(
 
 def _feed_forward(layer: Layer, x: mx.array) -> mx.array:
     normed = rms_norm(x, layer.pre_feedforward_norm, layer.eps)
-    gated = nn.gelu_approx(layer.gate_proj.project(normed)) * layer.up_proj.project(normed)
+    gated = gelu_approx(layer.gate_proj.project(normed)) * layer.up_proj.project(normed)
     dense = layer.down_proj.project(gated)
     if layer.experts is None:
         return dense
@@ -222,7 +226,7 @@ def _mixture(experts: Experts, x: mx.array, eps: float) -> mx.array:
     """x [B, M, H] (the residual stream itself) -> the normed, weighted sum of its top-k experts."""
     chosen, weights = route(experts, x, eps)
     rows = rms_norm(x, experts.pre_norm, eps)[..., None, None, :]
-    gated = nn.gelu_approx(experts.gate.project_experts(rows, chosen))
+    gated = gelu_approx(experts.gate.project_experts(rows, chosen))
     gated = gated * experts.up.project_experts(rows, chosen)
     outputs = experts.down.project_experts(gated, chosen).squeeze(-2)
     return rms_norm((outputs * weights[..., None]).sum(-2), experts.post_norm, eps)
@@ -231,7 +235,8 @@ def _mixture(experts: Experts, x: mx.array, eps: float) -> mx.array:
 def route(experts: Experts, x: mx.array, eps: float) -> tuple[mx.array, mx.array]:
     """x [B, M, H] -> expert ids and their weights, both [B, M, top_k].
 
-    Softmax over all experts renormalised over the best equals a softmax over the best alone; float32 as in transformers.
+    Softmax over all experts renormalised over the best equals a softmax over the best alone; float32 as in
+    transformers.
     """
     scores = experts.router.project(rms_norm(x, experts.router_norm, eps)).astype(mx.float32)
     chosen = mx.argpartition(scores, kth=-experts.top_k, axis=-1)[..., -experts.top_k :]

@@ -10,8 +10,8 @@ import mlx.core as mx
 
 from mlx_mtp.checkpoint import TargetCheckpoint, check_pair, read_drafter, read_target
 from mlx_mtp.drafter import Drafter, make_drafter
-from mlx_mtp.exactness import rows_are_invariant
 from mlx_mtp.errors import CheckpointError, PairError, ParameterError
+from mlx_mtp.exactness import rows_are_invariant
 from mlx_mtp.prompt import PromptFormat, load_prompt_format
 from mlx_mtp.round import Rounds
 from mlx_mtp.sampling import Sampling
@@ -75,7 +75,9 @@ def load(
         small = make_drafter(small_checkpoint.config, small_checkpoint.tensors)
         warnings += small_checkpoint.warnings
     elif drafter is not None:
-        warnings.append(f"no drafter was found beside {folder}: decoding is plain; give drafter=PATH to use MTP")
+        warnings.append(
+            f"no drafter was found beside {folder}: decoding is plain; give drafter=PATH to use MTP"
+        )
     return make_pair(str(target), checkpoint, small, max_context=max_context, warnings=tuple(warnings))
 
 
@@ -150,4 +152,6 @@ def _refuse_later_options(quantize: int | None, drafter_bits: str | int | None, 
             "`mlx_lm.convert --quantize` and load its folder"
         )
     if revision is not None:
-        raise ParameterError("revision applies to models from the hub, which this version does not load; leave it out")
+        raise ParameterError(
+            "revision applies to models from the hub, which this version does not load; leave it out"
+        )

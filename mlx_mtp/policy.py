@@ -122,16 +122,20 @@ class AutoPolicy:
 def make_policy(num_draft_tokens: int | str, *, has_drafter: bool) -> Policy:
     """The policy for a request: "auto" or 0 .. MAX_DRAFT_TOKENS; anything else is refused."""
     if num_draft_tokens == "auto":
-        return AutoPolicy() if has_drafter else FixedPolicy(0, parked=True, reason="parked: no drafter is loaded")
-    whole = isinstance(num_draft_tokens, int) and not isinstance(num_draft_tokens, bool)
-    if not whole or not 0 <= num_draft_tokens <= MAX_DRAFT_TOKENS:
+        return (
+            AutoPolicy()
+            if has_drafter
+            else FixedPolicy(0, parked=True, reason="parked: no drafter is loaded")
+        )
+    k = num_draft_tokens
+    if not isinstance(k, int) or isinstance(k, bool) or not 0 <= k <= MAX_DRAFT_TOKENS:
         raise ParameterError(
-            f'num_draft_tokens must be "auto" or 0 .. {MAX_DRAFT_TOKENS}, got {num_draft_tokens!r}; use "auto" to let '
+            f'num_draft_tokens must be "auto" or 0 .. {MAX_DRAFT_TOKENS}, got {k!r}; use "auto" to let '
             "the policy choose"
         )
-    if num_draft_tokens and not has_drafter:
+    if k and not has_drafter:
         raise ParameterError(
-            f"{num_draft_tokens} draft tokens were asked for but the model was loaded without a drafter; "
+            f"{k} draft tokens were asked for but the model was loaded without a drafter; "
             'load it with its assistant, or use num_draft_tokens="auto" or 0'
         )
-    return FixedPolicy(num_draft_tokens)
+    return FixedPolicy(k)

@@ -5,11 +5,21 @@ what memory is free. Only work that produces K/V runs for all rows; the rest run
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import mlx.core as mx
 
 from mlx_mtp.config import SLIDING, TextConfig
-from mlx_mtp.layers import Layer, attend, fold_mask, keys_values_of, merge_heads, queries_of, rms_norm, run_layer
+from mlx_mtp.layers import (
+    attend,
+    fold_mask,
+    keys_values_of,
+    merge_heads,
+    queries_of,
+    rms_norm,
+    run_layer,
+)
 from mlx_mtp.sampling import SamplerClass, choose
 from mlx_mtp.state import KeysValues, State, ring_rows
 from mlx_mtp.target import Target, embed, logits_of, per_layer_inputs
@@ -38,20 +48,21 @@ def prefill(
     told the number of rows done after each chunk and at each of `cuts`; what it raises leaves `kv` consistent up to
     there.
     """
-    hidden = None
+    hidden: mx.array | None = None
     for low, high in chunk_bounds(start, len(ids), chunk, cuts):
         tokens = mx.array([list(ids[low:high])], mx.uint32)
         hidden = _chunk(target, kv, tokens, low, last=high == len(ids))
         mx.eval(kv, hidden)
         if on_chunk is not None:
             on_chunk(high)
+    assert hidden is not None, "the caller leaves at least one id to forward"
     return hidden
 
 
 def chunk_bounds(start: int, end: int, chunk: int, cuts: Sequence[int] = ()) -> list[tuple[int, int]]:
     """[start, end) cut at absolute multiples of `chunk` and at `cuts`, which lie inside."""
     marks = sorted({start, *range((start // chunk + 1) * chunk, end, chunk), *cuts, end})
-    return list(zip(marks[:-1], marks[1:], strict=True))
+    return list(pairwise(marks))
 
 
 def first_token(target: Target, state: State, sampler: SamplerClass) -> tuple[mx.array, mx.array]:
@@ -77,20 +88,20 @@ def _chunk(
     inputs = per_layer_inputs(target, tokens, embedded)
     x, last_own = embedded, text.first_shared_layer - 1
     for i in range(last_own):
-        x = run_layer(
-            target.layers[i],
-            x,
-            lambda normed, i=i: _attention(target, kv, i, normed, low),
-            None if inputs is None else inputs[:, :, i],
-        )
+        attention = partial(_attention, target, kv, i, low)
+        x = run_layer(target.layers[i], x, attention, None if inputs is None else inputs[:, :, i])
     normed = rms_norm(x, target.layers[last_own].input_norm, text.rms_norm_eps)
     _write(target, kv, last_own, normed, low)
     if not last:
         return None
-    return _finish_last_row(target, kv, x[:, -1:], None if inputs is None else inputs[:, -1:], low + tokens.shape[1])
+    return _finish_last_row(
+        target, kv, x[:, -1:], None if inputs is None else inputs[:, -1:], low + tokens.shape[1]
+    )
 
 
-def _finish_last_row(target: Target, kv: KeysValues | list, x: mx.array, inputs: mx.array | None, end: int) -> mx.array:
+def _finish_last_row(
+    target: Target, kv: KeysValues | list, x: mx.array, inputs: mx.array | None, end: int
+) -> mx.array:
     """The last row [1, 1, H] through the last K/V-owning layer and all that share K/V -> hidden [1, 1, H]."""
     length = mx.array([end - 1], mx.int32)
     reach = reach_of_rows(target.text, length, 1, end)
@@ -125,7 +136,9 @@ def _write(
     return keys, values
 
 
-def _attention(target: Target, kv: list[tuple[mx.array, mx.array]], i: int, normed: mx.array, low: int) -> mx.array:
+def _attention(
+    target: Target, kv: list[tuple[mx.array, mx.array]], i: int, low: int, normed: mx.array
+) -> mx.array:
     """One K/V-owning layer's attention over a chunk: normed [1, M, H] -> [1, M, heads * D]."""
     layer, text = target.layers[i], target.text
     queries = queries_of(layer, normed, target.ropes[layer.kind], low)
@@ -133,14 +146,18 @@ def _attention(target: Target, kv: list[tuple[mx.array, mx.array]], i: int, norm
     if layer.kind == SLIDING:
         before = _window_before(text, kv[i], low)
         keys, values = _write(target, kv, i, normed, low)
-        keys, values = (mx.concatenate([old, new], axis=2) for old, new in zip(before, (keys, values), strict=True))
+        keys, values = (
+            mx.concatenate([old, new], axis=2) for old, new in zip(before, (keys, values), strict=True)
+        )
         return attend_tiled(queries, keys, values, low, end - keys.shape[2], _in_window(text.sliding_window))
     _write(target, kv, i, normed, low)
     keys, values = kv[i][0][:, :, :end], kv[i][1][:, :, :end]
     return attend_tiled(queries, keys, values, low, 0, _causal)
 
 
-def _window_before(text: TextConfig, buffers: tuple[mx.array, mx.array], low: int) -> tuple[mx.array, mx.array]:
+def _window_before(
+    text: TextConfig, buffers: tuple[mx.array, mx.array], low: int
+) -> tuple[mx.array, mx.array]:
     """The up to window - 1 rows before position `low`, in the order of their positions."""
     ring = ring_rows(text)
     slots = mx.arange(max(0, low - text.sliding_window + 1), low, dtype=mx.int32) % ring
@@ -174,7 +191,7 @@ def attend_tiled(
 def _attend_query_tile(
     queries: mx.array, keys: mx.array, values: mx.array, first_query: int, first_key: int, visible: Visible
 ) -> mx.array:
-    """One tile of queries over all keys up to its last row, by an online softmax over key tiles at absolute multiples."""
+    """One tile of queries over all keys up to its last row: an online softmax over key tiles at absolute multiples."""
     _, heads, rows, dim = queries.shape
     kv_heads = keys.shape[1]
     end = min(first_query + rows, first_key + keys.shape[2])
@@ -182,7 +199,9 @@ def _attend_query_tile(
     positions = mx.arange(first_query, first_query + rows, dtype=mx.int32)[None, :, None]
 
     def mask_of(low: int, high: int) -> mx.array:
-        return fold_mask(visible(positions, mx.arange(low, high, dtype=mx.int32)[None, None]), heads, kv_heads)
+        return fold_mask(
+            visible(positions, mx.arange(low, high, dtype=mx.int32)[None, None]), heads, kv_heads
+        )
 
     if len(bounds) <= 2:
         stop = end - first_key

@@ -1,6 +1,7 @@
 """One round as a pure function of device state: verify, accept, commit, draft; and its compile cache."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
@@ -80,8 +81,8 @@ class Rounds:
         self.drafter = drafter
         self.compiled = compiled
         self.exact: bool | None = None  # what `exactness.rows_are_invariant` found, once it was asked
-        self._functions: dict[tuple[int, int, SamplerClass], Callable] = {}
-        self._shapes: set[tuple] = set()
+        self._functions: dict[tuple[int, int, SamplerClass], Callable[..., Any]] = {}
+        self._shapes: set[tuple[Any, ...]] = set()
 
     def is_new(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> bool:
         """Whether the round that is asked for next has to be traced first; its time says nothing about later ones."""
@@ -97,25 +98,29 @@ class Rounds:
         key = (k, bucket, sampler)
         if key not in self._functions:
             self._functions[key] = self._make(k, bucket, sampler)
-        changed, tokens, n = self._functions[key](_varying(state), _fixed(state))
-        return State(*changed[:5], state.seed, state.sampling, changed[5], state.active), tokens, n
+        changed, tokens, n = self._functions[key](_changing(state), state.seed, state.sampling, state.active)
+        return _with_changed(state, changed), tokens, n
 
-    def _make(self, k: int, bucket: int, sampler: SamplerClass) -> Callable:
+    def _make(self, k: int, bucket: int, sampler: SamplerClass) -> Callable[..., Any]:
         target, drafter = self.target, self.drafter
 
-        def play(varying: tuple, fixed: tuple) -> tuple:
-            seed, sampling, active = fixed
-            state = State(*varying[:5], seed, sampling, varying[5], active)
+        def play(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> Any:
+            kv, length, last, hidden, drafts, counts = changing
+            state = State(kv, length, last, hidden, drafts, seed, sampling, counts, active)
             state, tokens, n = play_round(target, drafter, state, k=k, bucket=bucket, sampler=sampler)
-            return _varying(state), tokens, n
+            return _changing(state), tokens, n
 
         return mx.compile(play) if self.compiled else play
 
 
-def _varying(state: State) -> tuple:
-    """What a round changes, as the plain tuples that mx.compile takes and gives."""
+Changing = tuple[KeysValues, mx.array, mx.array, mx.array, mx.array, mx.array | None]
+
+
+def _changing(state: State) -> Changing:
+    """What a round changes, as the plain tuple that mx.compile takes and gives."""
     return (state.kv, state.length, state.last, state.hidden, state.drafts, state.counts)
 
 
-def _fixed(state: State) -> tuple:
-    return (state.seed, state.sampling, state.active)
+def _with_changed(state: State, changed: Changing) -> State:
+    kv, length, last, hidden, drafts, counts = changed
+    return state._replace(kv=kv, length=length, last=last, hidden=hidden, drafts=drafts, counts=counts)

@@ -33,14 +33,18 @@ class Sampling:
     def __post_init__(self) -> None:
         _check_number("temperature", self.temperature, 0.0, 100.0)
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
-            raise ParameterError(f"top_k must be a whole number >= 0, got {self.top_k!r}; use 0 to turn it off")
+            raise ParameterError(
+                f"top_k must be a whole number >= 0, got {self.top_k!r}; use 0 to turn it off"
+            )
         _check_number("top_p", self.top_p, 0.0, 1.0, above_low=True)
         _check_number("min_p", self.min_p, 0.0, 1.0)
         _check_number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above_low=True)
         _check_number("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
-            raise ParameterError(f"seed must be a whole number or None, got {self.seed!r}; leave it out for a random one")
+            raise ParameterError(
+                f"seed must be a whole number or None, got {self.seed!r}; leave it out for a random one"
+            )
 
     @property
     def penalises(self) -> bool:
@@ -51,7 +55,9 @@ def _check_number(name: str, value: float, low: float, high: float, *, above_low
     inside = isinstance(value, int | float) and isfinite(value) and low <= value <= high
     if not inside or (above_low and value == low):
         bracket = "(" if above_low else "["
-        raise ParameterError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r}; choose a value in that range")
+        raise ParameterError(
+            f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r}; choose a value in that range"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +108,13 @@ def dense_bias(logit_bias: Mapping[int, float], vocab_size: int) -> np.ndarray:
     bias = np.zeros(vocab_size, np.float32)
     for token, value in logit_bias.items():
         if not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise ParameterError(f"logit_bias ids must be in 0 .. {vocab_size - 1}, got {token!r}; remove that entry")
+            raise ParameterError(
+                f"logit_bias ids must be in 0 .. {vocab_size - 1}, got {token!r}; remove that entry"
+            )
         if not isinstance(value, int | float) or value != value:
-            raise ParameterError(f"logit_bias values must be numbers, got {value!r} for id {token}; correct that entry")
+            raise ParameterError(
+                f"logit_bias values must be numbers, got {value!r} for id {token}; correct that entry"
+            )
         bias[token] = value
     return bias
 
@@ -128,7 +138,7 @@ def choose(
     """logits [B, M, N], positions [B, M] of the tokens drawn -> tokens [B, M] uint32, valid [B, M] bool.
 
     ids [B, M, N] name the candidates where they are not 0 .. V-1; counts [B, M, 2, V] (prompt, generated) are needed
-    with penalties. A row is not valid if no finite logit is left to choose.
+    with penalties. A row is not valid if it has a NaN or +inf, or nothing above -inf, to choose from.
     """
     logits = adjusted_logits(logits.astype(mx.float32), sampling, sampler, ids, counts)
     index = mx.argmax(logits, axis=-1)
@@ -136,7 +146,8 @@ def choose(
         drawn = _draw(logits, positions, seed, sampling, sampler, ids)
         index = mx.where(sampling["temperature"][:, None] > 0, drawn, index)
     index = index[..., None]
-    valid = mx.isfinite(mx.take_along_axis(logits, index, axis=-1))[..., 0]
+    # The maximum is NaN if any logit is, +inf if one is, -inf if all are: filters would hide all three.
+    valid = mx.isfinite(logits.max(axis=-1))
     token = index if ids is None else mx.take_along_axis(ids, index, axis=-1)
     return token[..., 0].astype(mx.uint32), valid
 
@@ -151,6 +162,7 @@ def adjusted_logits(
     """Penalties, then bias. Repetition counts prompt and output, presence and frequency the output only."""
     per_row = {name: sampling[name][:, None, None] for name in ("repetition", "presence", "frequency")}
     if sampler.penalties:
+        assert counts is not None, "a batch with penalties carries counts"
         in_prompt, generated = counts[..., 0, :], counts[..., 1, :]
         if ids is not None:
             in_prompt, generated = (mx.take_along_axis(c, ids, axis=-1) for c in (in_prompt, generated))
@@ -261,11 +273,11 @@ def _ordered_bits(x: mx.array) -> mx.array:
 def gumbel(seed: mx.array, positions: mx.array, ids: mx.array) -> mx.array:
     """seed [B], positions [B, M], ids [B or 1, M or 1, N] -> standard Gumbel noise [B, M, N], float32.
 
-    v = (h + 1/2) / 2^32 is never 0; where it rounds to 1 the noise is a harmless -inf, whereas -log(-log(v)) would
-    give +inf and choose a token by rounding.
+    v = (h + 1/2) / 2^32 is never 0. Where it rounds to 1 (3e-8) it is kept below, at a noise of -2.8: -inf could not be
+    told from a filtered token where only one is left, and -log(-log(v)) would give +inf and choose by rounding.
     """
     bits = hash_bits(seed[:, None, None], positions[..., None], ids)
-    uniform = (bits.astype(mx.float32) + 0.5) * 2.0**-32
+    uniform = mx.minimum((bits.astype(mx.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
     return -mx.log(-mx.log1p(-uniform))
 
 

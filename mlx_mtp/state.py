@@ -115,11 +115,12 @@ def join_rows(text: TextConfig, states: list[State]) -> State:
     capacity = max(capacity_of(text, state.kv) for state in states)
     levelled = []
     for state in states:
-        kv = list(state.kv)
-        grow(text, kv, capacity)
-        levelled.append(kv)
+        own = list(state.kv)
+        grow(text, own, capacity)
+        levelled.append(own)
     kv = tuple(
-        tuple(mx.concatenate([row[i][side] for row in levelled]) for side in (0, 1)) for i in range(len(levelled[0]))
+        (mx.concatenate([row[i][0] for row in levelled]), mx.concatenate([row[i][1] for row in levelled]))
+        for i in range(len(levelled[0]))
     )
     with_counts = [state.counts for state in states if state.counts is not None]
     if with_counts and len(with_counts) != len(states):

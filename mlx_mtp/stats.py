@@ -24,7 +24,9 @@ class Stats:
     parked: bool = False
     reason: str | None = None
     seed: int | None = None
-    exact: bool | None = None  # rows independent of the batch they are computed in; None: not checked here yet
+    exact: bool | None = (
+        None  # rows independent of the batch they are computed in; None: not checked here yet
+    )
 
     @property
     def tokens_per_round(self) -> float:

@@ -149,5 +149,7 @@ class History:
         rings = {i: self._kv[i] for i, kind in owning if kind == SLIDING}
         self._checkpoints = [c for c in self._checkpoints if c.length != self.rows]
         self._checkpoints.append(Checkpoint(self.rows, rings))
-        while sum(c.nbytes for c in self._checkpoints) > self._checkpoint_bytes and len(self._checkpoints) > 1:
+        while (
+            sum(c.nbytes for c in self._checkpoints) > self._checkpoint_bytes and len(self._checkpoints) > 1
+        ):
             del self._checkpoints[0]

@@ -1,11 +1,12 @@
 """One target pass over the last committed token and its drafts, writing their K/V as it goes."""
 
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlx_mtp.config import FULL, SLIDING, TextConfig
-from mlx_mtp.layers import attend, fold_mask, keys_values_of, queries_of, run_layer
+from mlx_mtp.layers import Layer, attend, fold_mask, keys_values_of, queries_of, run_layer
 from mlx_mtp.state import KeysValues, ring_rows
 from mlx_mtp.target import Target, embed, final_norm, per_layer_inputs
 
@@ -68,20 +69,33 @@ def run_rows(
 
     `write=False` is for rows whose K/V stand in the buffers already (the end of a prefill).
     """
-    text, new_kv, sources = target.text, list(kv), target.text.kv_source
-    for i in range(first_layer, text.num_layers):
+    new_kv, sources = list(kv), target.text.kv_source
+    for i in range(first_layer, target.text.num_layers):
         layer = target.layers[i]
-        rope, slots, mask = target.ropes[layer.kind], reach.slots[layer.kind], reach.masks[layer.kind]
-
-        def attention(normed: mx.array, i=i, layer=layer, rope=rope, slots=slots, mask=mask) -> mx.array:
-            if write and layer.k_proj is not None:
-                keys, values = keys_values_of(layer, normed, rope, length)
-                new_kv[i] = (write_rows(new_kv[i][0], keys, slots), write_rows(new_kv[i][1], values, slots))
-            keys, values = readable(new_kv[sources[i]], layer.kind, bucket)
-            return attend(queries_of(layer, normed, rope, length), keys, values, mask)
-
+        store = i if write and layer.k_proj is not None else None
+        attention = partial(_attention, target, layer, new_kv, store, sources[i], length, reach, bucket)
         x = run_layer(layer, x, attention, None if inputs is None else inputs[:, :, i])
     return final_norm(target, x), tuple(new_kv)
+
+
+def _attention(
+    target: Target,
+    layer: Layer,
+    kv: list[tuple[mx.array, mx.array]],
+    store: int | None,
+    source: int,
+    length: mx.array,
+    reach: Reach,
+    bucket: int,
+    normed: mx.array,
+) -> mx.array:
+    """normed [B, M, H] -> merged heads [B, M, heads * D]; first puts the rows' K and V into kv[store], if any."""
+    rope, slots, mask = target.ropes[layer.kind], reach.slots[layer.kind], reach.masks[layer.kind]
+    if store is not None:
+        keys, values = keys_values_of(layer, normed, rope, length)
+        kv[store] = (write_rows(kv[store][0], keys, slots), write_rows(kv[store][1], values, slots))
+    keys, values = readable(kv[source], layer.kind, bucket)
+    return attend(queries_of(layer, normed, rope, length), keys, values, mask)
 
 
 def readable(buffers: tuple[mx.array, mx.array], kind: str, bucket: int) -> tuple[mx.array, mx.array]:

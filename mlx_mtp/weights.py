@@ -1,6 +1,7 @@
 """One weight matrix, dense or quantised, behind the same three operations: project, look up, gather experts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -34,7 +35,7 @@ class DenseWeight:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """An MLX-quantised matrix: packed `weight`, `scales`, `biases` (affine only), `global_scale` (nvfp4 experts only)."""
+    """An MLX-quantised matrix: packed `weight`, `scales`; `biases` if affine, `global_scale` for nvfp4 experts."""
 
     weight: mx.array
     scales: mx.array
@@ -50,7 +51,7 @@ class QuantizedWeight:
         return (*self.weight.shape[:-1], self.weight.shape[-1] * 32 // self.bits)
 
     @property
-    def _format(self) -> dict:
+    def _format(self) -> dict[str, Any]:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
     def project(self, x: mx.array) -> mx.array:
@@ -64,7 +65,6 @@ class QuantizedWeight:
 
     def project_experts(self, x: mx.array, experts: mx.array) -> mx.array:
         """x [..., 1 or E, 1, K], experts [..., E] -> [..., E, 1, N]."""
-        tensor_scale = {} if self.global_scale is None else {"global_scale": self.global_scale}
         return mx.gather_qmm(
             x,
             self.weight,
@@ -72,8 +72,8 @@ class QuantizedWeight:
             self.biases,
             rhs_indices=experts,
             transpose=True,
+            global_scale=self.global_scale,
             **self._format,
-            **tensor_scale,
         )
 
 

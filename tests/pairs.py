@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
-from tiny_tokenizer import write_tokenizer
 
 from mlx_mtp.checkpoint import read_drafter, read_target
 from mlx_mtp.drafter import Drafter, make_drafter
@@ -15,6 +14,7 @@ from mlx_mtp.prompt import PromptFormat, load_prompt_format
 from mlx_mtp.round import Rounds
 from mlx_mtp.sampling import Sampling
 from mlx_mtp.target import make_target
+from tiny_tokenizer import write_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = ("e2b", "e4b", "12b", "31b", "a4b")
@@ -29,7 +29,11 @@ def prompt_format() -> PromptFormat:
 
 
 def golden_pair(
-    variant: str, *, drafter: Drafter | None | str = "golden", compiled: bool = False, eos: tuple[int, ...] = ()
+    variant: str,
+    *,
+    drafter: Drafter | str | None = "golden",
+    compiled: bool = False,
+    eos: tuple[int, ...] = (),
 ) -> Pair:
     """The golden target with its fitted drafter (about three quarters of the drafts right), another one, or none."""
     checkpoint = read_target(GOLDEN / variant / "target")
@@ -53,4 +57,8 @@ def random_drafter(variant: str, seed: int = 5) -> Drafter:
     small = read_drafter(GOLDEN / variant / "drafter")
     drafter = make_drafter(small.config, small.tensors)
     noise = mx.random.normal(drafter.post_projection.shape, key=mx.random.key(seed))
-    return replace(drafter, pre_projection=replace(drafter.pre_projection, weight=mx.zeros(drafter.pre_projection.shape)), post_projection=replace(drafter.post_projection, weight=noise))
+    return replace(
+        drafter,
+        pre_projection=replace(drafter.pre_projection, weight=mx.zeros(drafter.pre_projection.shape)),
+        post_projection=replace(drafter.post_projection, weight=noise),
+    )
