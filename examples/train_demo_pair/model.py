@@ -80,12 +80,12 @@ def new_target(attention: str = "sdpa") -> Gemma4ForCausalLM:
     return model
 
 
-def new_drafter() -> Gemma4AssistantForCausalLM:
+def new_drafter(attention: str = "eager") -> Gemma4AssistantForCausalLM:
     """A fresh float32 drafter with a dense head."""
     config = Gemma4AssistantConfig(
         text_config=Gemma4TextConfig(**DRAFTER), backbone_hidden_size=TARGET["hidden_size"],
         use_ordered_embeddings=False)
-    model = Gemma4AssistantForCausalLM._from_config(config, attn_implementation="eager").float()
+    model = Gemma4AssistantForCausalLM._from_config(config, attn_implementation=attention).float()
     _trainable_layer_scalars(model)
     _scale_qk_norms(model)
     return model
@@ -114,22 +114,25 @@ def export(model: torch.nn.Module, shape: dict[str, Any], folder: Path, generati
     tensors = {k: v.detach().to(torch.bfloat16).contiguous()
                for k, v in model.state_dict().items() if k != "lm_head.weight"}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     config = published_config(model, shape)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+UNPUBLISHED = ("per_layer_config", "_name_or_path", "output_hidden_states", "output_attentions", "return_dict",
+               "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id", "problem_type")
 
 
 def published_config(model: torch.nn.Module, shape: dict[str, Any]) -> dict[str, Any]:
     """The flat form of the published configs (5.23 would write `per_layer_config` and drop `global_head_dim`)."""
     config = model.config.to_dict()
     for part in (config, config.get("text_config", {})):
-        part.pop("per_layer_config", None)
-        part.pop("_name_or_path", None)
-        if "dtype" in part:
-            part["dtype"] = "bfloat16"
+        for key in UNPUBLISHED:
+            part.pop(key, None)
     text = config.get("text_config", config)
     text["global_head_dim"] = shape["global_head_dim"]
     text["num_global_key_value_heads"] = shape["num_global_key_value_heads"]
     config["architectures"] = [type(model).__name__]
-    config["dtype"] = "bfloat16"
+    config["dtype"] = text["dtype"] = "bfloat16"
     return config

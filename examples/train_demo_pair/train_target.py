@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from attention import masks
 from batches import Mixture
+from head_loss import capped_head_loss
 from model import BOS, new_target
 
 STEADY = {"code": 0.60, "docs": 0.18, "docstrings": 0.10, "facts": 0.12}
@@ -46,9 +47,9 @@ def loss_of(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Mean next-token loss of batch [B, L + 1]; the <bos> of the next document is nobody's prediction."""
     ids, labels = batch[:, :-1], batch[:, 1:]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(input_ids=ids, attention_mask=masks(ids), use_cache=False).logits   # [B, L, V]
+        hidden = model.model(input_ids=ids, attention_mask=masks(ids), use_cache=False).last_hidden_state   # [B, L, H]
     labels = labels.masked_fill(labels == BOS, -100)
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=-100)
+    return capped_head_loss(hidden, model.lm_head.weight, labels, model.config.final_logit_softcapping)
 
 
 def save(path: Path, model: torch.nn.Module, opts: list[torch.optim.Optimizer], progress: dict) -> None:
@@ -67,7 +68,7 @@ class Run:
     """One session of training; `state` survives in the checkpoint."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.path = args, args.out / "target.pt"
+        self.args, self.path, self.stopping = args, args.out / "target.pt", False
         self.model = new_target(attention="packed").train()
         self.opts = optimizers(self.model, args.lr, args.muon_lr)
         self.state = {"elapsed": 0.0, "steps": 0, "tokens": 0, "loss": math.nan}
@@ -98,7 +99,8 @@ class Run:
     def train(self) -> None:
         budget, last = self.args.minutes * 60, time.monotonic()
         saved_at, logged_at, done = last, last, self.state["tokens"]
-        while self.state["elapsed"] < budget:
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        while self.state["elapsed"] < budget and not self.stopping:
             loss = self.step(self.state["elapsed"] / budget)
             old = self.state["loss"]
             self.state["loss"] = loss if math.isnan(old) else 0.97 * old + 0.03 * loss

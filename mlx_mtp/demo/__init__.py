@@ -1,0 +1,1 @@
+"""The demo pair: a tiny target and its MTP drafter in Gemma 4's shape, made by `examples/train_demo_pair` (MODEL_CARD.md)."""
