@@ -20,7 +20,15 @@ from mlx_mtp.pair_check import check_pair
 from mlx_mtp.quantization import parse_quantization
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
-__all__ = ["DrafterCheckpoint", "TargetCheckpoint", "check_pair", "read_drafter", "read_target"]
+__all__ = [
+    "DrafterCheckpoint",
+    "TargetCheckpoint",
+    "check_pair",
+    "read_drafter",
+    "read_drafter_config",
+    "read_target",
+    "read_target_config",
+]
 
 Tensors = dict[str, Weight | mx.array]
 Files = dict[Path, dict[str, mx.array]]
@@ -57,26 +65,33 @@ def read_target(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = Tru
     are those of config.json and generation_config.json together. Raises CheckpointError, or PairError for
     a drafter.
     """
-    raw = read_config(folder)
-    config = parse_target_config(raw, str(folder / "config.json"))
-    generation = read_generation(folder)
-    extra = Fields(generation, str(folder / "generation_config.json"))
-    eos = dict.fromkeys(config.eos_token_ids + extra.token_ids("eos_token_id", config.text.vocab_size))
-    config = replace(config, eos_token_ids=tuple(eos))
-    inventory = check_files(folder, raw, config, scan)
-    tensors = load_tensors(inventory, dtype)
-    return TargetCheckpoint(config, tensors, generation, folder, inventory.usual_format(), inventory.warnings)
+    config = read_target_config(folder)
+    inventory = check_files(folder, config, scan)
+    tensors, quantized = load_tensors(inventory, dtype), inventory.usual_format()
+    return TargetCheckpoint(config, tensors, read_generation(folder), folder, quantized, inventory.warnings)
 
 
 def read_drafter(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = True) -> DrafterCheckpoint:
     """Read a Gemma 4 assistant as published or quantised by MLX; arguments as `read_target`."""
-    raw = read_config(folder)
-    config = parse_drafter_config(raw, str(folder / "config.json"))
-    inventory = check_files(folder, raw, config, scan)
+    config = read_drafter_config(folder)
+    inventory = check_files(folder, config, scan)
     tensors = load_tensors(inventory, dtype)
     if config.num_centroids:
         tensors[TOKEN_ORDERING] = checked_ordering(tensors[TOKEN_ORDERING], config.text.vocab_size, folder)
     return DrafterCheckpoint(config, tensors, folder, inventory.usual_format(), inventory.warnings)
+
+
+def read_target_config(folder: Path) -> TargetConfig:
+    """Only the configuration: enough to check a pair or estimate memory before any weight file is touched."""
+    config = parse_target_config(read_config(folder), str(folder / "config.json"))
+    generation = Fields(read_generation(folder), str(folder / "generation_config.json"))
+    eos = config.eos_token_ids + generation.token_ids("eos_token_id", config.text.vocab_size)
+    return replace(config, eos_token_ids=tuple(dict.fromkeys(eos)))
+
+
+def read_drafter_config(folder: Path) -> DrafterConfig:
+    """As `read_target_config`, for a drafter."""
+    return parse_drafter_config(read_config(folder), str(folder / "config.json"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -93,11 +108,9 @@ def read_generation(folder: Path) -> dict[str, Any]:
     return generation
 
 
-def check_files(
-    folder: Path, raw: dict[str, Any], config: TargetConfig | DrafterConfig, scan: bool
-) -> Inventory:
+def check_files(folder: Path, config: TargetConfig | DrafterConfig, scan: bool) -> Inventory:
     """All that can be known from config and headers, and the scan for NaN."""
-    claims = parse_quantization(raw, str(folder / "config.json"))
+    claims = parse_quantization(read_config(folder), str(folder / "config.json"))
     headers, warnings = read_headers(folder)
     inventory = take_inventory(headers, config, claims, folder, warnings)
     if scan:

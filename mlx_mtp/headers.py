@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from mlx_mtp.errors import CheckpointError
 
+FLOATS = ("F32", "F16", "BF16")  # the types that weights, norms and scales may have
 INDEX = "model.safetensors.index.json"
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".npz", ".gguf", ".ckpt", ".pkl")
 SHARD_OF = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from mlx_mtp.config import DrafterConfig, TargetConfig
 from mlx_mtp.errors import CheckpointError
-from mlx_mtp.headers import TensorInfo
+from mlx_mtp.headers import FLOATS, TensorInfo
 from mlx_mtp.quantization import QuantClaims, QuantFormat, stored_format
 from mlx_mtp.tensor_names import canonical_name, expected_tensors, is_shared_kv
 
-FLOATS = ("F32", "F16", "BF16")
 INTEGERS = ("I64", "U64", "I32", "U32")
 FUSED = "experts.gate_up_proj"
 HALVES = ("experts.gate_proj", "experts.up_proj")
@@ -121,8 +120,9 @@ def check_tensor(
     weight = parts["weight"].logical
     if len(shape) > 1 and "scales" in parts:
         logical = {part: where.logical for part, where in parts.items()}
-        check_global_scale(path, shape, logical)
-        return stored_format(path, shape, logical, claims)
+        form = stored_format(path, shape, logical, claims)
+        check_global_scale(path, shape, form, logical)
+        return form
     stray = [part for part in parts if part != "weight"]
     if stray or (weight.dtype == "U32" and len(shape) > 1):
         raise CheckpointError(
@@ -148,11 +148,16 @@ def check_tensor(
     return None
 
 
-def check_global_scale(path: str, shape: tuple[int, ...], parts: dict[str, TensorInfo]) -> None:
+def check_global_scale(
+    path: str, shape: tuple[int, ...], form: QuantFormat, parts: dict[str, TensorInfo]
+) -> None:
     """A tensor scale exists for nvfp4 experts only, one each."""
     scale = parts.get("global_scale")
-    if scale is not None and (len(shape) != 3 or scale.shape != shape[:1] or scale.dtype != "F32"):
+    if scale is None:
+        return
+    is_experts = len(shape) == 3 and form.mode == "nvfp4"
+    if not is_experts or scale.shape != shape[:1] or scale.dtype != "F32":
         raise CheckpointError(
             f"{scale.file}: {path} has a global_scale {scale.dtype} {list(scale.shape)}, "
-            f"which only experts have, one F32 each; convert the model again"
+            f"which only nvfp4 experts have, one F32 each; convert the model again"
         )

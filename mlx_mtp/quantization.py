@@ -5,7 +5,7 @@ from typing import Any
 
 from mlx_mtp.config_fields import is_integer, shown
 from mlx_mtp.errors import CheckpointError
-from mlx_mtp.headers import TensorInfo
+from mlx_mtp.headers import FLOATS, TensorInfo
 from mlx_mtp.tensor_names import canonical_path
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
@@ -115,7 +115,11 @@ def stored_format(
     is_block_float = scales.dtype == "U8"
     mode = mode_of(bits, group, is_block_float)
     shapes_fit = weight.shape[:-1] == scales.shape[:-1] == shape[:-1] and not bits_rest and not group_rest
-    biases_fit = biases is None if is_block_float else biases is not None and biases.shape == scales.shape
+    if is_block_float:
+        biases_fit = biases is None
+    else:
+        same = biases is not None and (biases.shape, biases.dtype) == (scales.shape, scales.dtype)
+        biases_fit = same and scales.dtype in FLOATS
     if mode is None or not shapes_fit or not biases_fit or weight.dtype != "U32":
         stored = ", ".join(f"{part} {info.dtype} {list(info.shape)}" for part, info in parts.items())
         raise CheckpointError(

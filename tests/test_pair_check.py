@@ -1,7 +1,11 @@
 """A drafter is accepted for the target it was made for, and for no other."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from mlx_mtp.checkpoint import read_drafter_config, read_target_config
 from mlx_mtp.config import FULL
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
 from mlx_mtp.errors import PairError
@@ -21,6 +25,16 @@ def test_published_pairs_belong_together_and_no_others_do(size: str) -> None:
                 PairError, match="use the assistant published for this target, google/gemma-4-"
             ):
                 check_pair(parse_target_config(published_target(other), other), drafter)
+
+
+def test_a_pair_can_be_judged_without_any_weight_file(tmp_path: Path) -> None:
+    for name, config in (("target", target_config("12b")), ("drafter", drafter_config("12b"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    (tmp_path / "target" / "generation_config.json").write_text('{"eos_token_id": 50}')
+    target = read_target_config(tmp_path / "target")
+    check_pair(target, read_drafter_config(tmp_path / "drafter"))
+    assert target.eos_token_ids == (1, 106, 50)
 
 
 PAIR_FAULTS = [

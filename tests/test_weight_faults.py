@@ -57,7 +57,9 @@ def write_quantised(folder: Path, form: dict[str, Any] = FORM) -> Path:
         ("scales", mx.ones((64, 2), dtype=mx.uint8)),
         ("scales", mx.ones((64, 64))),
         ("scales", mx.ones((64, 0))),
+        ("scales", mx.ones((64, 2), dtype=mx.int32)),
         ("biases", mx.ones((64, 1))),
+        ("biases", mx.ones((64, 2), dtype=mx.bfloat16)),
         ("biases", None),
         ("weight", mx.zeros((64, 7), dtype=mx.uint32)),
         ("weight", mx.zeros((64, 14), dtype=mx.uint32)),
@@ -80,7 +82,25 @@ def test_block_formats_have_no_biases(tmp_path: Path) -> None:
 def test_tensor_scales_belong_to_experts_alone(tmp_path: Path) -> None:
     folder = write_quantised(tmp_path, {"bits": 4, "group_size": 16, "mode": "nvfp4"})
     edit_tensors(folder / "model.safetensors", {f"{QUANTISED}.global_scale": mx.ones((1,))})
-    assert "which only experts have" in refusal(folder)
+    assert "which only nvfp4 experts have" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("form", "scale"),
+    [
+        ({"bits": 4, "group_size": 16, "mode": "nvfp4"}, mx.ones((3,))),
+        ({"bits": 4, "group_size": 16, "mode": "nvfp4"}, mx.ones((4,), dtype=mx.bfloat16)),
+        ({"bits": 4, "group_size": 32, "mode": "mxfp4"}, mx.ones((4,))),
+    ],
+)
+def test_tensor_scales_that_do_not_fit_the_experts(
+    tmp_path: Path, form: dict[str, Any], scale: mx.array
+) -> None:
+    raw = target_config("a4b")
+    stored = mlx_names(random_tensors(raw), "language_model.model.", form)
+    stored["language_model.model.layers.0.experts.switch_glu.up_proj.global_scale"] = scale
+    folder = write_checkpoint(tmp_path, {**raw, "quantization": form}, stored)
+    assert "which only nvfp4 experts have, one F32 each" in refusal(folder)
 
 
 def test_quantised_weights_without_their_config(tmp_path: Path) -> None:
