@@ -143,12 +143,12 @@ class Ledger:
         return max(self._lengths)
 
     def first_step(self, state: State) -> Step:
-        """The tokens that prefill chose; they sit at position `length` and have no K/V row yet."""
+        """The tokens that prefill chose, at position `length` and without a K/V row yet; inactive rows had none valid."""
         tokens, finish = [], []
         for b, token in enumerate(ints(state.last)):
             new = [] if self._ended[b] else [token]
             tokens.append(tuple(new))
-            finish.append(self._end_of(b, new) if new else None)
+            finish.append(self._end_of(b, new))
         return Step(tuple(tokens), tuple(finish), 0, tuple(-1 for _ in tokens), None)
 
     def record(self, built: Built) -> Step:
