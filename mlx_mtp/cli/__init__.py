@@ -13,6 +13,7 @@ import mlx_mtp
 from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.cli.chat import chat
 from mlx_mtp.cli.generate import generate
+from mlx_mtp.cli.prove import prove
 from mlx_mtp.errors import MtpError
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ def _options(
 
 app.command()(chat)
 app.command()(generate)
+app.command()(prove)
 
 
 def main() -> None:
