@@ -143,7 +143,7 @@ class Ledger:
         return max(self._lengths)
 
     def first_step(self, state: State) -> Step:
-        """The tokens that prefill chose, at position `length` and without a K/V row yet; inactive rows had none valid."""
+        """The tokens that prefill chose, at position `length` and without a K/V row yet; inactive rows have none."""
         tokens, finish = [], []
         for b, token in enumerate(ints(state.last)):
             new = [] if self._ended[b] else [token]
