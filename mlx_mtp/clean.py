@@ -7,6 +7,7 @@ _DRAWN = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891
 _JOINERS = frozenset("\u200c\u200d")
 _JOINING_SCRIPTS = (("\u0600", "\u08ff"), ("\u0900", "\u0dff"), ("\u1000", "\u109f"), ("\u1780", "\u18af"))
 _EMOJI_STYLE = "\ufe0f"
+_SKIN_TONES = "🏻🏼🏽🏾🏿"
 
 
 class TerminalCleaner:
@@ -46,7 +47,8 @@ class TerminalCleaner:
             return False
         if any(first <= before <= last for first, last in _JOINING_SCRIPTS):
             return True
-        return char == "\u200d" and (before == _EMOJI_STYLE or unicodedata.category(before) in ("So", "Sk"))
+        emoji = before == _EMOJI_STYLE or before in _SKIN_TONES or unicodedata.category(before) == "So"
+        return emoji and char == "\u200d"
 
 
 def clean_for_terminal(text: str) -> str:

@@ -10,7 +10,7 @@ import tokenizers
 
 from .errors import CheckpointError, PromptError
 
-MAX_TEXT_CHARS = 1 << 23  # 32 characters a token at Gemma's longest context; refused before any slow work
+MAX_TEXT_CHARS = 1 << 22  # 16 characters a token at Gemma's longest context; refused before any slow work
 
 # Some checkpoints list tool and channel markers as ordinary added tokens; their shape gives them away.
 _CONTROL_SHAPE = re.compile(r"<\|.+>|<.+\|>", re.DOTALL)
