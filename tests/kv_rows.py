@@ -13,7 +13,7 @@ from mlx_mtp.target import Target
 # float32: a row computed in a prefill chunk and one computed in a verify pass differ by rounding only. The largest
 # difference seen is 5e-5, between rows of magnitude up to 5; a row of another token differs by about 1.
 TOLERANCE = 5e-4
-CHUNK = 8
+CHUNK = 16
 
 Rows = list[tuple[np.ndarray, np.ndarray]]  # per K/V-owning layer: K and V [kv_heads, positions, D]
 

@@ -1,36 +1,21 @@
 """After every round the K/V rows below `length` are those of a fresh prefill of the committed tokens."""
 
-import functools
-
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from kv_rows import TOLERANCE, Rows, largest_gap, prefilled_rows
+from kv_rows import TOLERANCE, largest_gap
 from mlx_mtp.conversation import make_request, start_row
 from mlx_mtp.pair import Pair
 from mlx_mtp.sampling import Sampling, sampler_class
 from mlx_mtp.state import RING_SLACK, State, bucket_for, join_rows, ring_rows
 from mlx_mtp.turns import History
-from pairs import GOLDEN, VARIANTS, golden_pair, random_drafter
+from pairs import VARIANTS, golden_pair, random_drafter
+from talks import golden_rows, golden_text
 
 GREEDY = Sampling(temperature=0.0)
 SAMPLER = sampler_class([GREEDY])
 NEW_TOKENS = 49  # three windows and one
-
-
-@functools.cache
-def text_of(variant: str, prompt: str) -> tuple[list[int], list[int]]:
-    """A golden prompt and its greedy continuation."""
-    golden = np.load(GOLDEN / variant / "golden.npz")
-    ids = golden[f"{prompt}.ids"].tolist()
-    return ids, golden[f"{prompt}.greedy"].tolist()[len(ids) :]
-
-
-@functools.cache
-def expected_rows(variant: str, prompt: str) -> Rows:
-    ids, text = text_of(variant, prompt)
-    return prefilled_rows(golden_pair(variant).target, ids + text)
 
 
 def started(pair: Pair, ids: list[int]) -> State:
@@ -41,8 +26,8 @@ def started(pair: Pair, ids: list[int]) -> State:
 
 def check_every_round(pair: Pair, variant: str, prompts: list[str], k: int) -> list[int]:
     """Play rounds of `k` drafts until every row passed its golden text; -> drafts accepted per row and round."""
-    texts = [text_of(variant, prompt) for prompt in prompts]
-    expected = [expected_rows(variant, prompt) for prompt in prompts]
+    texts = [golden_text(variant, prompt) for prompt in prompts]
+    expected = [golden_rows(variant, prompt) for prompt in prompts]
     state = join_rows(pair.target.text, [started(pair, ids) for ids, _ in texts])
     emitted = [[token] for token in state.last.tolist()]
     accepted = []
@@ -92,5 +77,7 @@ def test_the_ring_wraps_in_these_texts():
     for variant in VARIANTS:
         text = golden_pair(variant).target.text
         assert (
-            len(text_of(variant, "long")[0]) < ring_rows(text) < len(text_of(variant, "long")[0]) + NEW_TOKENS
+            len(golden_text(variant, "long")[0])
+            < ring_rows(text)
+            < len(golden_text(variant, "long")[0]) + NEW_TOKENS
         )
