@@ -21,7 +21,7 @@ from mlx_mtp.layers import (
 )
 from mlx_mtp.state import KeysValues, ring_rows
 from mlx_mtp.verify import positions_in_ring, readable
-from mlx_mtp.weights import Weight
+from mlx_mtp.weights import Weight, load_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,12 @@ class Drafter:
 
 
 def make_drafter(config: DrafterConfig, tensors: Tensors) -> Drafter:
-    """Assemble a drafter from canonically named tensors (see `checkpoint.read_drafter`)."""
+    """Assemble a drafter from canonically named tensors (see `checkpoint.read_drafter`), evaluated."""
+    load_weights(tensors)
     head = None
     if config.num_centroids:
         members = tensors["masked_embedding.token_ordering"].reshape(config.num_centroids, -1)
+        mx.eval(members)
         head = CentroidHead(tensors["masked_embedding.centroids"], members, config.centroid_top_k)
     return Drafter(
         config=config,

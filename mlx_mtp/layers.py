@@ -128,9 +128,11 @@ def make_layer(config: TextConfig, tensors: Tensors, index: int) -> Layer:
 
 
 def _make_experts(config: TextConfig, own: Tensors) -> Experts:
+    router_norm = own["router.scale"] * config.hidden_size**-0.5
+    mx.eval(router_norm)
     return Experts(
         router=own["router.proj"],
-        router_norm=own["router.scale"] * config.hidden_size**-0.5,
+        router_norm=router_norm,
         per_expert_scale=own["router.per_expert_scale"],
         gate=own["experts.gate_proj"],
         up=own["experts.up_proj"],

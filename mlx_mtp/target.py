@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlx_mtp.config import TargetConfig, TextConfig
 from mlx_mtp.layers import Layer, Rope, Tensors, make_layer, make_ropes, rms_norm
-from mlx_mtp.weights import Weight
+from mlx_mtp.weights import Weight, load_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,13 @@ class Target:
 
 
 def make_target(config: TargetConfig, tensors: Tensors) -> Target:
-    """Assemble a target from canonically named tensors (see `checkpoint.read_target`)."""
+    """Assemble a target from canonically named tensors (see `checkpoint.read_target`), evaluated."""
+    load_weights(tensors)
     text = config.text
     dtype = tensors["norm"].dtype
+    # transformers keeps the scale as a tensor in the weights' dtype: sqrt(1536) is 39.25 in bfloat16.
+    embed_scale = mx.array(text.hidden_size**0.5, dtype)
+    mx.eval(embed_scale)
     per_layer = None
     if text.per_layer_input_dim:
         per_layer = PerLayerEmbedding(
@@ -52,8 +56,7 @@ def make_target(config: TargetConfig, tensors: Tensors) -> Target:
     return Target(
         config=config,
         embedding=tensors["embed_tokens"],
-        # transformers keeps the scale as a tensor in the weights' dtype: sqrt(1536) is 39.25 in bfloat16.
-        embed_scale=mx.array(text.hidden_size**0.5, dtype),
+        embed_scale=embed_scale,
         per_layer=per_layer,
         layers=tuple(make_layer(text, tensors, i) for i in range(text.num_layers)),
         norm=tensors["norm"],

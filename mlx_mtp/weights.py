@@ -1,5 +1,6 @@
 """One weight matrix, dense or quantised, behind the same three operations: project, look up, gather experts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ class DenseWeight:
     @property
     def dtype(self) -> mx.Dtype:
         return self.weight.dtype
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.weight]
 
     def project(self, x: mx.array) -> mx.array:
         """x [..., K] -> [..., N]."""
@@ -51,6 +56,11 @@ class QuantizedWeight:
         return (*self.weight.shape[:-1], self.weight.shape[-1] * 32 // self.bits)
 
     @property
+    def arrays(self) -> list[mx.array]:
+        parts = (self.weight, self.scales, self.biases, self.global_scale)
+        return [part for part in parts if part is not None]
+
+    @property
     def _format(self) -> dict[str, Any]:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
@@ -78,3 +88,12 @@ class QuantizedWeight:
 
 
 Weight = DenseWeight | QuantizedWeight
+
+
+def load_weights(tensors: Mapping[str, Weight | mx.array]) -> None:
+    """Evaluate every array, one tensor at a time.
+
+    What is still lazy when a round is traced would become part of the trace and be computed again in every round.
+    """
+    for tensor in tensors.values():
+        mx.eval(tensor if isinstance(tensor, mx.array) else tensor.arrays)
