@@ -126,7 +126,8 @@ def check_tensor(
     stray = [part for part in parts if part != "weight"]
     if stray or (weight.dtype == "U32" and len(shape) > 1):
         raise CheckpointError(
-            f"{weight.file}: {path} is quantised without scales (it has {', '.join(parts)}); "
+            f"{weight.file}: {path} must be one float array or a whole quantised matrix, "
+            f"got the parts {', '.join(sorted(parts))} of type {weight.dtype}; "
             "convert or download the model again"
         )
     if weight.shape != shape:

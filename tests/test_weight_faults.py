@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mlx_mtp import finite
 from mlx_mtp.checkpoint import read_drafter, read_target
 from mlx_mtp.errors import CheckpointError
+from mlx_mtp.headers import read_header
 from mlx_mtp.quantization import parse_quantization
 from tiny_checkpoints import (
     VOCAB,
@@ -71,6 +72,15 @@ def test_quantised_parts_that_do_not_fit(tmp_path: Path, part: str, value: mx.ar
     folder = write_quantised(tmp_path)
     edit_tensors(folder / "model.safetensors", {f"{QUANTISED}.{part}": value})
     assert "layers.0.mlp.up_proj must be a quantised [64, 64] matrix, got" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["0.mlp.up_proj.biases", "0.input_layernorm.scales"])
+def test_parts_of_a_quantised_matrix_beside_dense_weights(folder: Path, file: Path, name: str) -> None:
+    edit_tensors(file, {f"model.language_model.layers.{name}": mx.ones((64, 2))})
+    part = name.rpartition(".")[2]
+    assert f"must be one float array or a whole quantised matrix, got the parts {part}, weight" in refusal(
+        folder
+    )
 
 
 def test_block_formats_have_no_biases(tmp_path: Path) -> None:
@@ -220,6 +230,13 @@ def test_large_models_are_sampled_by_rows(folder: Path, file: Path, monkeypatch:
     assert f"{norm} holds NaN" in refusal(folder)
 
 
+def test_a_file_that_shrinks_while_it_is_read(file: Path) -> None:
+    (info, *_) = read_header(file)
+    file.write_bytes(file.read_bytes()[: info.offset + info.nbytes - 2])
+    with pytest.raises(CheckpointError, match="became shorter while it was read"):
+        finite.scan_finite([info])
+
+
 def test_large_values_are_finite(folder: Path, file: Path) -> None:
     huge = mx.full((64,), 3.3e38)
     edit_tensors(file, {"model.language_model.norm.weight": huge})
@@ -230,7 +247,11 @@ def test_large_values_are_finite(folder: Path, file: Path) -> None:
 def test_missing_parts_of_a_quantised_matrix(tmp_path: Path, part: str) -> None:
     folder = write_quantised(tmp_path)
     edit_tensors(folder / "model.safetensors", {f"{QUANTISED}.{part}": None})
-    words = "1 of 43 tensors are missing (layers.0.mlp.up_proj)" if part == "weight" else "without scales"
+    words = (
+        "1 of 43 tensors are missing (layers.0.mlp.up_proj)"
+        if part == "weight"
+        else "a whole quantised matrix"
+    )
     assert words in refusal(folder)
 
 
