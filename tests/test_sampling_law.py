@@ -43,7 +43,7 @@ EVERY = [
 
 def name_of(case: object) -> str:
     if isinstance(case, int):
-        return f"K={case}"
+        return f"K{case}"
     assert isinstance(case, Sampling)
     penalties = "penalties" if case.penalises else "plain"
     return f"T={case.temperature} top_k={case.top_k} top_p={case.top_p} min_p={case.min_p} {penalties}"
