@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlx_mtp import Sampling
 from mlx_mtp.cli import terminal
 from mlx_mtp.cli.commands import Command, Message, Unknown, read_line
 from mlx_mtp.cli.interrupts import Interrupts
-from mlx_mtp.cli.options import parse_mtp, sampling_with
+from mlx_mtp.cli.options import parse_mtp, reply_options
 from mlx_mtp.cli.status import short_count, status_line
 from mlx_mtp.cli.terminal import ReplyWriter
 from mlx_mtp.errors import ParameterError
@@ -51,12 +52,16 @@ def test_other_mtp_words_are_refused_with_a_remedy(word):
 
 
 def test_command_line_sampling_changes_only_what_was_given():
-    from mlx_mtp import Sampling
-
-    defaults = Sampling(temperature=1.0, top_k=64, top_p=0.95)
-    assert sampling_with(defaults, temperature=0.0, top_k=None, seed=3) == Sampling(
-        temperature=0.0, top_k=64, top_p=0.95, seed=3
-    )
+    given = {"mtp": "off", "max_tokens": 9, "stop": ["END"], "thinking": None}
+    typed = reply_options(**given, temperature=0.0, top_k=None, seed=3)
+    pair = SimpleNamespace(sampling=Sampling(temperature=1.0, top_k=64, top_p=0.95))
+    assert typed.request(pair) == {
+        "max_tokens": 9,
+        "num_draft_tokens": 0,
+        "stop": ("END",),
+        "thinking": None,
+        "sampling": Sampling(temperature=0.0, top_k=64, top_p=0.95, seed=3),
+    }
 
 
 @pytest.mark.parametrize(

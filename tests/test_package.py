@@ -50,7 +50,7 @@ def test_every_public_name_is_a_function_or_class(name: str):
 
 
 def test_no_submodule_can_take_the_place_of_a_public_name():
-    """Importing `mlx_mtp.x` sets the attribute x of the package, so no public function may share a file's name."""
+    """Importing `mlx_mtp.x` sets the package's attribute x, so no public name may be a file's name."""
     modules = {module.name for module in pkgutil.iter_modules(mlx_mtp.__path__)}
     assert "api" in modules
     assert not modules & set(mlx_mtp.__all__)

@@ -14,6 +14,7 @@ from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.cli.chat import chat
 from mlx_mtp.cli.generate import generate
 from mlx_mtp.cli.prove import prove
+from mlx_mtp.cli.terminal import hold_standard_files
 from mlx_mtp.errors import MtpError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ app.command()(prove)
 
 def main() -> None:
     """Run the command line and exit with its code; an `MtpError` becomes one line on stderr."""
+    hold_standard_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal's encoding lacks must not end a reply

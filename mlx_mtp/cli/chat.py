@@ -39,28 +39,24 @@ def chat(
     """Chat: Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
     if not model:
         raise ParameterError("no model was named; try: mlx-mtp chat demo")
-    num_draft_tokens = options.parse_mtp(mtp)
+    reply = options.reply_options(
+        mtp=mtp,
+        max_tokens=max_tokens,
+        stop=stop,
+        thinking=thinking,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+    )
     pair = open_pair(model, drafter)
-    request = {
-        "max_tokens": max_tokens,
-        "num_draft_tokens": num_draft_tokens,
-        "stop": tuple(stop or ()),
-        "thinking": thinking,
-        "sampling": options.sampling_with(
-            pair.sampling,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-        ),
-    }
     interrupts = Interrupts()
     say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.")
-    _converse(Session(pair, request, system, interrupts), line_reader(), interrupts)
+    _converse(Session(pair, reply.request(pair), system, interrupts), line_reader(), interrupts)
 
 
 def _converse(session: Session, read: ReadLine, interrupts: Interrupts) -> None:

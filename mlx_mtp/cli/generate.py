@@ -45,30 +45,27 @@ def generate(
     ] = False,
 ) -> None:
     """Answer one prompt. `cat file | mlx-mtp generate MODEL "question"` asks about the file."""
-    num_draft_tokens = options.parse_mtp(mtp)
+    reply = options.reply_options(
+        mtp=mtp,
+        max_tokens=max_tokens,
+        stop=stop,
+        thinking=thinking,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+    )
     asked = "\n\n".join(part for part in (argument_text(prompt), piped_text()) if part)
     if not asked:
         raise PromptError('the prompt is empty; give one: mlx-mtp generate MODEL "question"')
     if text and (system is not None or thinking is not None):
         raise PromptError("--system and --thinking belong to the chat template; leave out --text")
     pair = open_pair(model, drafter)
-    request: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "num_draft_tokens": num_draft_tokens,
-        "stop": tuple(stop or ()),
-        "thinking": thinking,
-        "sampling": options.sampling_with(
-            pair.sampling,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-        ),
-    }
+    request = reply.request(pair)
     prepared = asked if text else _messages(asked, system)
     if as_json:
         _print_json(pair, prepared, request)

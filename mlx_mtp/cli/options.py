@@ -1,14 +1,14 @@
 """Options that mean the same in every command, and what they become in the library's terms."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mlx_mtp.errors import ParameterError
 
 if TYPE_CHECKING:
-    from mlx_mtp.sampling import Sampling
+    from mlx_mtp.pair import Pair
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder (./path or /path), or `demo` for the shipped pair.")
@@ -51,7 +51,42 @@ def parse_mtp(text: str) -> int | Literal["auto"]:
     raise ParameterError(f"MTP is auto, off or a number of draft tokens, got {text!r}; try `auto`")
 
 
-def sampling_with(defaults: "Sampling", **changes: float | int | None) -> "Sampling":
-    """The model's own settings with those that were given on the command line."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(defaults, **given)  # type: ignore[arg-type]
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """How replies are asked for; `sampling` holds only what was given, the rest is the model's own."""
+
+    max_tokens: int
+    num_draft_tokens: int | Literal["auto"]
+    stop: tuple[str, ...]
+    thinking: bool | None
+    sampling: dict[str, Any]
+
+    def request(self, pair: "Pair") -> dict[str, Any]:
+        """Arguments of `stream_generate` for this pair."""
+        return {
+            "max_tokens": self.max_tokens,
+            "num_draft_tokens": self.num_draft_tokens,
+            "stop": self.stop,
+            "thinking": self.thinking,
+            "sampling": dataclasses.replace(pair.sampling, **self.sampling),
+        }
+
+
+def reply_options(
+    *,
+    mtp: str,
+    max_tokens: int,
+    stop: list[str] | None,
+    thinking: bool | None,
+    **sampling: float | int | None,
+) -> ReplyOptions:
+    """Options as they were typed, refused before a model is opened where that needs no model."""
+    from mlx_mtp.policy import make_policy
+    from mlx_mtp.sampling import Sampling
+    from mlx_mtp.stream import check_stops
+
+    num_draft_tokens = parse_mtp(mtp)
+    make_policy(num_draft_tokens, has_drafter=True)
+    given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    Sampling(**given)
+    return ReplyOptions(max_tokens, num_draft_tokens, check_stops(stop), thinking, given)

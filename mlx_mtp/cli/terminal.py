@@ -46,6 +46,15 @@ def write_answer(text: str) -> None:
         raise typer.Exit(0) from None
 
 
+def hold_standard_files() -> None:
+    """Open standard files that came closed on nothing, or the next file opened would take their number."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def _silence(stream: TextIO) -> None:
     """Point a broken stream at nothing, or Python would complain while it exits."""
     nothing = os.open(os.devnull, os.O_WRONLY)
