@@ -29,7 +29,7 @@ class Step:
     finish: tuple[str | None, ...]  # "stop", "length" or "error" for rows that ended with this step
     verified: int  # drafts checked per row
     accepted: tuple[int, ...]  # drafts kept per row; -1 where the row took no part
-    seconds: float | None  # since the previous round was read; None where the round compiled or was rebuilt
+    seconds: float | None  # since the previous round was read; None where a round was traced meanwhile
 
 
 class Built(NamedTuple):
@@ -66,7 +66,7 @@ def decode(
         yield step
         while current is not None and not ledger.all_ended:
             ahead = _build(rounds, current.state, ledger, policy, sampler, unread=current)
-            step = ledger.record(current)
+            step = ledger.record(current, traced_meanwhile=ahead.new_shape)
             policy.observe(step.verified, [n for n in step.accepted if n >= 0], step.seconds)
             if ledger.all_ended:
                 del ahead
@@ -151,12 +151,16 @@ class Ledger:
             finish.append(self._end_of(b, new))
         return Step(tuple(tokens), tuple(finish), 0, tuple(-1 for _ in tokens), None)
 
-    def record(self, built: Built) -> Step:
-        """Read a round (the only sync with the device) and commit what each row takes of it."""
+    def record(self, built: Built, *, traced_meanwhile: bool) -> Step:
+        """Read a round (the only sync with the device) and commit what each row takes of it.
+
+        Its time says something only if neither it nor the next round had to be traced while it ran.
+        """
         chosen, accepted = cast(list[list[int]], built.tokens.tolist()), ints(built.n)
         now = time.perf_counter()
-        seconds = now - self._read_at if self._comparable and not built.new_shape else None
-        self._read_at, self._comparable = now, not built.new_shape
+        usual = self._comparable and not built.new_shape and not traced_meanwhile
+        seconds = now - self._read_at if usual else None
+        self._read_at, self._comparable = now, True
         tokens: list[tuple[int, ...]] = []
         finish: list[str | None] = []
         for b, n in enumerate(accepted):

@@ -8,7 +8,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_mtp.checkpoint import TargetCheckpoint, check_pair, read_drafter, read_target
+from mlx_mtp.checkpoint import (
+    check_pair,
+    read_drafter,
+    read_drafter_config,
+    read_target,
+    read_target_config,
+)
+from mlx_mtp.config import TargetConfig
 from mlx_mtp.drafter import Drafter, make_drafter
 from mlx_mtp.errors import CheckpointError, PairError, ParameterError
 from mlx_mtp.exactness import rows_are_invariant
@@ -55,7 +62,8 @@ def load(
 
     drafter: a folder, None for plain decoding, or "auto": a folder `drafter` beside or `assistant` inside the target's.
     dtype: of activations and dense weights; None is the file's on a GPU and float32 on a CPU.
-    max_context: tokens, at most the model's own. Raises CheckpointError, PairError or ParameterError.
+    max_context: tokens, at most the model's own. Raises CheckpointError, PairError or ParameterError; whatever the
+    configurations and the tokenizer can tell is refused before a weight file is opened.
     """
     _refuse_later_options(quantize, drafter_bits, revision)
     report = on_progress or (lambda message: None)
@@ -63,49 +71,46 @@ def load(
     if dtype is None and mx.default_device().type == mx.cpu:
         # The CPU backend has no fast 16-bit arithmetic and accumulates quantised products in the activations' type.
         dtype = mx.float32
+    config = read_target_config(folder)
+    context = _checked_context(str(target), config, max_context)
+    drafter_folder = locate_drafter(target, folder, drafter)
+    if drafter_folder is not None:
+        check_pair(config, read_drafter_config(drafter_folder))
+    prompts = load_prompt_format(folder, eos_ids=config.eos_token_ids, vocab_size=config.text.vocab_size)
+
     report(f"reading {folder}")
     checkpoint = read_target(folder, dtype=dtype)
-    drafter_folder = locate_drafter(target, folder, drafter)
     warnings = list(checkpoint.warnings)
     small = None
     if drafter_folder is not None:
         report(f"reading {drafter_folder}")
         small_checkpoint = read_drafter(drafter_folder, dtype=dtype)
-        check_pair(checkpoint.config, small_checkpoint.config)
         small = make_drafter(small_checkpoint.config, small_checkpoint.tensors)
         warnings += small_checkpoint.warnings
     elif drafter is not None:
         warnings.append(
             f"no drafter was found beside {folder}: decoding is plain; give drafter=PATH to use MTP"
         )
-    return make_pair(str(target), checkpoint, small, max_context=max_context, warnings=tuple(warnings))
-
-
-def make_pair(
-    name: str,
-    checkpoint: TargetCheckpoint,
-    drafter: Drafter | None,
-    *,
-    max_context: int | None = None,
-    warnings: tuple[str, ...] = (),
-) -> Pair:
-    """Assemble a pair from a read target and a drafter that fits it."""
     model = make_target(checkpoint.config, checkpoint.tensors)
-    own_context = checkpoint.config.text.max_position_embeddings
-    if max_context is not None and not 1 <= max_context <= own_context:
-        raise ParameterError(
-            f"max_context must be in 1 .. {own_context} for {name}, got {max_context}; choose a value in that range"
-        )
     return Pair(
-        name=name,
+        name=str(target),
         target=model,
-        drafter=drafter,
-        prompt_format=load_prompt_format(checkpoint.folder, eos_ids=checkpoint.config.eos_token_ids),
+        drafter=small,
+        prompt_format=prompts,
         sampling=default_sampling(checkpoint.generation),
-        max_context=max_context or own_context,
-        rounds=Rounds(model, drafter),
-        warnings=warnings,
+        max_context=context,
+        rounds=Rounds(model, small),
+        warnings=tuple(warnings),
     )
+
+
+def _checked_context(name: str, config: TargetConfig, max_context: int | None) -> int:
+    own = config.text.max_position_embeddings
+    if max_context is not None and not 1 <= max_context <= own:
+        raise ParameterError(
+            f"max_context must be in 1 .. {own} for {name}, got {max_context}; choose a value in that range"
+        )
+    return max_context or own
 
 
 def default_sampling(generation: dict[str, Any]) -> Sampling:
