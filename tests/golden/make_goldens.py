@@ -32,6 +32,7 @@ from tiny_pairs import (
 
 HERE = Path(__file__).parent
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+REPETITION_PENALTY = 2.0
 
 
 @dataclass
@@ -114,6 +115,7 @@ def prompt_goldens(target, drafter, ids: torch.Tensor, new_tokens: int) -> tuple
     if not torch.equal(assisted[0], text):
         raise SystemExit("transformers' assisted and plain text differ: these goldens would be wrong")
     strict = [strict_drafts(target, drafter, played) for played in rounds]
+    penalised = target.generate(ids, **greedy, repetition_penalty=REPETITION_PENALTY)
     greedy_logits = torch.stack([row[0] for row in plain.logits])
     padded = [tokens + [-1] * (DRAFTS - len(tokens)) for tokens, _ in strict]
     accepted = [accepted_drafts(text.tolist(), played.position, played.literal_tokens) for played in rounds]
@@ -122,6 +124,7 @@ def prompt_goldens(target, drafter, ids: torch.Tensor, new_tokens: int) -> tuple
         "logits": full.logits[0],
         "greedy": text.int(),
         "greedy_logits": greedy_logits,
+        "penalised": penalised[0].int(),
         "position": np.array([played.position for played in rounds], np.int32),
         "last_token": np.array([played.last_token for played in rounds], np.int32),
         "hidden_in": torch.stack([played.hidden for played in rounds]),
