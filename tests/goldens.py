@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_mtp.pair import Pair
 from mlx_mtp.prefill import CHUNK, prefill
-from mlx_mtp.sampling import Sampling, SamplerClass, sampler_class, sampling_arrays
+from mlx_mtp.sampling import SamplerClass, Sampling, sampler_class, sampling_arrays
 from mlx_mtp.state import KeysValues, State, capacity_for, new_kv, no_drafts
 from mlx_mtp.target import Target
 from pairs import GOLDEN, golden_pair
