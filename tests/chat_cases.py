@@ -51,7 +51,9 @@ CHATS: dict[str, list[dict[str, Any]]] = {
     "ends with the assistant": [user("a"), assistant("The answer")],
     "code": [user("if a < b and c > d: print('<p>|x|</p>')\n\n\n<h1>")],
     "unicode": [user("naïve 🐢 \u202e 中文 \x00 \U0001d300 \uf8ff")],
-    "stand-ins": [user("\U0001d300\U0001d301\\ud834\\udf00 <>\U000f0000")],
+    "symbols that could be stand-ins": [
+        user("\U0001d302\U0001d303 \\ud834\\udf00 \\ud834\\udf01 <> \U000f0000")
+    ],
     "thoughts": [user("a"), assistant("<|channel>thought\nhm\n<channel|>yes"), user("b")],
     "open thought": [user("a"), assistant("yes<|channel>thought\nhm"), user("b")],
     "items": [user([{"type": "text", "text": " a "}, {"type": "text", "text": "b"}])],  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Chats to ids: as the plain template and tokenizer give them, and no message can write a control token."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -54,7 +55,12 @@ def test_chats_equal_the_plain_template_and_tokenizer(
     assert prompt_ids(format, CHATS[name], thinking=thinking, tools=tools).ids == expected
 
 
-@given(st.lists(st.text(min_size=1, max_size=30).filter(lambda t: "▁" not in t), min_size=1, max_size=4))
+ORDINARY = st.text(min_size=1, max_size=30).filter(
+    lambda text: "▁" not in text and not any(control in text for control in CONTROLS)
+)
+
+
+@given(st.lists(ORDINARY, min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_any_ordinary_chat_equals_the_reference(folder: Path, format: PromptFormat, texts: list[str]) -> None:
     messages = [user(text) if i % 2 == 0 else assistant(text) for i, text in enumerate(texts)]
@@ -121,6 +127,17 @@ def test_no_field_can_forge_a_turn(format: PromptFormat, messages: list[dict[str
         assert rendered.ids.count(turn) == expected.ids.count(turn)  # type: ignore[arg-type]
     assert len(rendered.boundaries) == len(expected.boundaries)
     assert "<|turn>" in format.tokenizer.decode(rendered.ids)
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}|turn>", "<|turn{{ messages[0].content }}"])
+@pytest.mark.parametrize("content", ["<", ">"])
+def test_template_and_message_cannot_share_a_control_token(
+    format: PromptFormat, template: str, content: str
+) -> None:
+    shared = dataclasses.replace(format, template=template)
+    ids = render_chat(shared, [user(content)]).ids
+    assert format.tokenizer.control_ids.isdisjoint(ids)
+    assert format.tokenizer.decode(ids) == template.replace("{{ messages[0].content }}", content)
 
 
 def test_boundaries_are_where_model_turns_open(format: PromptFormat) -> None:

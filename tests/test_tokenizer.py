@@ -55,7 +55,7 @@ def test_each_control_token_is_literal_in_text_and_one_id_by_name(format: Prompt
     assert index in tokenizer.special_ids
     ids = tokenizer.encode(f"a {control} b")
     assert index not in ids
-    assert tokenizer.decode(ids) == f"a {control} b"
+    assert tokenizer.decode([index, *ids, index]) == f"a {control} b", "by id it gives no text"
 
 
 @pytest.mark.parametrize("text", ["plain words", " a  b", "Żółw 🐢 \x00", "<h1>\n\n\n", "x < y > z |"])
