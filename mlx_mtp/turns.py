@@ -19,9 +19,10 @@ CHECKPOINT_BYTES = 2**30  # budget for the rings of one conversation
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The rings as they were when rows 0 .. length-1 were the newest; holding them makes MLX copy on the next write."""
+    """The rings as they were when rows 0 .. length-1 were whole; holding them makes MLX copy on the next write."""
 
     length: int
+    written: int  # rows up to here may have been written: dead rows of an earlier reply among them
     rings: dict[int, tuple[mx.array, mx.array]]
 
     @property
@@ -127,12 +128,14 @@ class History:
     def _rewind(self, ids: Sequence[int]) -> int:
         """Make the rows before the returned position those of `ids`."""
         start = self.reusable(ids)
-        if not self._ring_reaches(self._common(ids)):
+        reached = self._ring_reaches(self._common(ids))
+        # Before any ring changes, so that an interrupt in between leaves no row trusted that is not there.
+        self.tokens, self.rows = list(ids[:start]), start
+        if not reached:
             self._restore(start)
         self._checkpoints = [c for c in self._checkpoints if c.length <= start]
         if start == 0:  # slots of stale rows hold no position of a cold run: masks leave them out
             self._written = 0
-        self.tokens, self.rows = list(ids[:start]), start
         return start
 
     def _restore(self, length: int) -> None:
@@ -140,7 +143,7 @@ class History:
             if checkpoint.length == length:
                 for i, ring in checkpoint.rings.items():
                     self._kv[i] = ring
-                self._written = length
+                self._written = checkpoint.written
 
     def _checkpoint(self) -> None:
         """Keep the rings as they are now, dropping the oldest checkpoints over budget."""
@@ -148,7 +151,7 @@ class History:
         owning = enumerate(text.layer_types[: text.first_shared_layer])
         rings = {i: self._kv[i] for i, kind in owning if kind == SLIDING}
         self._checkpoints = [c for c in self._checkpoints if c.length != self.rows]
-        self._checkpoints.append(Checkpoint(self.rows, rings))
+        self._checkpoints.append(Checkpoint(self.rows, self._written, rings))
         while (
             sum(c.nbytes for c in self._checkpoints) > self._checkpoint_bytes and len(self._checkpoints) > 1
         ):

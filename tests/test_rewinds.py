@@ -105,6 +105,24 @@ class Stopped(Exception):
     pass
 
 
+def stop_at_once(done: int, total: int) -> None:
+    raise Stopped
+
+
+def test_a_checkpoint_remembers_the_dead_rows_in_its_rings():
+    """A cancelled reply leaves dead rows; a checkpoint soon after holds them, and so does the ring restored from it."""
+    conversation, rng = Conversation(pair_of("e2b")), random.Random(5)
+    ids = user_turn(rng, 60)
+    reply = take(conversation, ids, chunks=3, max_tokens=60, num_draft_tokens=15)
+    whole = len(ids) + len(reply) - 1
+    longer = ids + reply + MODEL_TURN
+    ask(conversation, "e2b", longer, 3)
+    with pytest.raises(Stopped):
+        take(conversation, longer, chunks=1, on_progress=stop_at_once)
+    check_rows(conversation)
+    ask(conversation, "e2b", [*longer[: whole - 20], 77], 3)
+
+
 @pytest.mark.parametrize("variant, seed, budget", [("e2b", 1, 2**30), ("31b", 2, 1), ("e4b", 3, 100_000)])
 def test_a_random_walk(variant, seed, budget):
     check_random_walk(pair_of(variant), variant, seed, budget, steps=12)
