@@ -17,7 +17,7 @@ def draft(
     """
     if k == 0:
         return no_drafts(state.last.shape[0])
-    view = view_for_drafter(target.text, drafter.text, state.kv, state.length, bucket=bucket)
+    view = view_for_drafter(target.text, drafter, state.kv, state.length, bucket=bucket)
     token, hidden, drafts = state.last[:, None], state.hidden, []
     counts = None if state.counts is None else state.counts[:, None]
     for step in range(1, k + 1):

@@ -10,6 +10,7 @@ from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TextConfig
 from mlx_mtp.layers import (
     Layer,
     Rope,
+    Rotation,
     Tensors,
     attend,
     fold_mask,
@@ -76,11 +77,11 @@ class DrafterView(NamedTuple):
 
     kv: dict[str, tuple[mx.array, mx.array]]
     masks: dict[str, mx.array]
-    position: mx.array  # [B]
+    rotations: dict[str, Rotation]
 
 
 def view_for_drafter(
-    text: TextConfig, drafter: TextConfig, kv: KeysValues, length: mx.array, *, bucket: int
+    target: TextConfig, drafter: Drafter, kv: KeysValues, length: mx.array, *, bucket: int
 ) -> DrafterView:
     """Rows 0 .. length-1 of the target's feeding layers; sliding: the last window of them.
 
@@ -88,31 +89,29 @@ def view_for_drafter(
     transformers 5.22.2 `SinglePositionMultiTokenCandidateGenerator`. This is its one place.
     """
     committed = length[:, None]
-    held = positions_in_ring(committed - 1, ring_rows(text))
-    in_window = (held >= committed - text.sliding_window) & (held >= 0)
+    held = positions_in_ring(committed - 1, ring_rows(target))
+    in_window = (held >= committed - target.sliding_window) & (held >= 0)
     before = mx.arange(bucket, dtype=mx.int32) < committed
-    feeds = text.feeding_layers
+    visible = {SLIDING: in_window[:, None], FULL: before[:, None]}
+    text = drafter.text
     return DrafterView(
-        kv={kind: readable(kv[i], kind, bucket) for kind, i in feeds.items()},
-        masks={
-            SLIDING: fold_mask(in_window[:, None], drafter.num_heads, drafter.kv_heads_of(SLIDING)),
-            FULL: fold_mask(before[:, None], drafter.num_heads, drafter.kv_heads_of(FULL)),
-        },
-        position=length,
+        kv={kind: readable(kv[i], kind, bucket) for kind, i in target.feeding_layers.items()},
+        masks={kind: fold_mask(m, text.num_heads, text.kv_heads_of(kind)) for kind, m in visible.items()},
+        rotations={kind: rope.at(length, 1) for kind, rope in drafter.ropes.items()},
     )
 
 
 def draft_hidden(drafter: Drafter, embedded: mx.array, hidden: mx.array, view: DrafterView) -> mx.array:
     """Scaled target embedding and hidden row, both [B, 1, target H] -> the drafter's normed row [B, 1, H]."""
-    x = drafter.pre_projection.project(mx.concatenate([embedded, hidden], axis=-1))
+    x = drafter.pre_projection.project(mx.concatenate([embedded, hidden], axis=-1)[:, 0])
     for layer in drafter.layers:
-        x = run_layer(layer, x, partial(_attention, drafter.ropes[layer.kind], layer, view), None)
-    return rms_norm(x, drafter.norm, drafter.text.rms_norm_eps)
+        x = run_layer(layer, x, partial(_attention, layer, view), None)
+    return rms_norm(x, drafter.norm, drafter.text.rms_norm_eps)[:, None]
 
 
-def _attention(rope: Rope, layer: Layer, view: DrafterView, normed: mx.array) -> mx.array:
-    """normed [B, 1, H] -> merged heads [B, 1, heads * D]; keys and values are the target's."""
-    queries = queries_of(layer, normed, rope, view.position)
+def _attention(layer: Layer, view: DrafterView, normed: mx.array) -> mx.array:
+    """normed [B, H] -> merged heads [B, heads * D]; keys and values are the target's."""
+    queries = queries_of(layer, normed, view.rotations[layer.kind], normed.shape[0])
     return attend(queries, *view.kv[layer.kind], view.masks[layer.kind])
 
 

@@ -5,7 +5,7 @@ Formulas: transformers 5.22.2 `modeling_gemma4.py`. Attention scale is 1.0 every
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.nn.layers.activations import gelu_approx
@@ -65,40 +65,58 @@ class Layer:
     eps: float
 
 
+class Rotation(NamedTuple):
+    """Rotary embedding of certain rows, worked out once a pass and shared by all layers of one attention type."""
+
+    cosine: mx.array  # [B, M, 1, 1, D/2], float32
+    sine: mx.array  # [B, M, 1, 2, D/2], negative for the first half
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [B, M, heads, D] -> the same, dims j and j + D/2 rotated as a pair; in float32, one fused kernel."""
+        halves = x.reshape(*x.shape[:-1], 2, -1)
+        rotated = halves * self.cosine + halves[..., ::-1, :] * self.sine
+        return rotated.reshape(x.shape).astype(x.dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary embedding of one attention type; `frequencies` holds wavelengths, inf where a pair is not rotated."""
+    """Rotary embedding of one attention type; `frequencies` [D/2] in radians a position, 0 where a pair stays."""
 
-    head_dim: int
-    base: float | None
-    frequencies: mx.array | None
+    frequencies: mx.array
 
-    def __call__(self, x: mx.array, position: mx.array | int) -> mx.array:
-        """x [B, H, M, D] with rows at position .. position+M-1; position is [B] or an int."""
-        return mx.fast.rope(
-            x,
-            self.head_dim,
-            traditional=False,
-            base=self.base,
-            scale=1.0,
-            offset=position,
-            freqs=self.frequencies,
-        )
+    def at(self, position: mx.array | int, rows: int) -> Rotation:
+        """The rotation of rows at position .. position+rows-1, position [B] or an int.
+
+        mx.fast.rope would work out angles, sines and cosines anew in each layer where it has no kernel of its own.
+        """
+        positions = mx.array(position, mx.int32).reshape(-1, 1)
+        if rows > 1:
+            positions = positions + mx.arange(rows, dtype=mx.int32)
+        angles = positions[..., None, None, None] * self.frequencies
+        sine = mx.sin(angles)
+        return Rotation(mx.cos(angles), mx.concatenate([-sine, sine], axis=-2))
 
 
 def make_ropes(config: TextConfig) -> dict[str, Rope]:
     """One Rope per attention type; full layers rotate only the first `partial_rotary_factor` of their pairs."""
-    head_dim = config.global_head_dim
-    rotated = int(config.partial_rotary_factor * head_dim // 2)
-    # Exponents divide by the whole head_dim: dims j and j + head_dim/2 rotate for j < rotated, others pass through.
-    exponents = mx.arange(rotated, dtype=mx.float32) * (2.0 / head_dim)
-    still = mx.full((head_dim // 2 - rotated,), float("inf"), dtype=mx.float32)
-    frequencies = mx.concatenate([config.full_rope_theta**exponents, still])
-    mx.eval(frequencies)
-    return {
-        SLIDING: Rope(config.head_dim, config.sliding_rope_theta, None),
-        FULL: Rope(head_dim, None, frequencies),
+    ropes = {
+        SLIDING: Rope(_frequencies(config.head_dim, config.sliding_rope_theta, config.head_dim // 2)),
+        FULL: Rope(
+            _frequencies(
+                config.global_head_dim,
+                config.full_rope_theta,
+                int(config.partial_rotary_factor * config.global_head_dim // 2),
+            )
+        ),
     }
+    mx.eval([rope.frequencies for rope in ropes.values()])
+    return ropes
+
+
+def _frequencies(head_dim: int, theta: float, rotated: int) -> mx.array:
+    """The first `rotated` of D/2 pairs turn at theta^(-2j/D), D being the whole head_dim; the others stay."""
+    exponents = mx.arange(rotated, dtype=mx.float32) * (2.0 / head_dim)
+    return mx.concatenate([1.0 / theta**exponents, mx.zeros((head_dim // 2 - rotated,), mx.float32)])
 
 
 def make_layer(config: TextConfig, tensors: Tensors, index: int) -> Layer:
@@ -155,25 +173,20 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     return mx.fast.rms_norm(x, weight, eps)
 
 
-def queries_of(layer: Layer, x: mx.array, rope: Rope, position: mx.array | int) -> mx.array:
-    """x [B, M, H] (normed) -> queries [B, heads, M, D], rotated."""
-    batch, rows, _ = x.shape
-    queries = layer.q_proj.project(x).reshape(batch, rows, -1, rope.head_dim)
-    return rope(rms_norm(queries, layer.q_norm, layer.eps).transpose(0, 2, 1, 3), position)
+def queries_of(layer: Layer, x: mx.array, rotation: Rotation, batch: int) -> mx.array:
+    """x [B * M, H] (normed) -> queries [B, heads, M, D], rotated."""
+    queries = layer.q_proj.project(x).reshape(batch, x.shape[0] // batch, -1, layer.q_norm.shape[0])
+    return rotation(rms_norm(queries, layer.q_norm, layer.eps)).transpose(0, 2, 1, 3)
 
 
-def keys_values_of(
-    layer: Layer, x: mx.array, rope: Rope, position: mx.array | int
-) -> tuple[mx.array, mx.array]:
-    """x [B, M, H] (normed) -> keys, values [B, kv_heads, M, D]; keys rotated, values normed without a gain."""
-    assert layer.k_proj is not None, "only layers that own K/V are asked for it"
-    batch, rows, _ = x.shape
-    raw_keys = layer.k_proj.project(x).reshape(batch, rows, -1, rope.head_dim)
-    raw_values = raw_keys
-    if layer.v_proj is not None:
-        raw_values = layer.v_proj.project(x).reshape(batch, rows, -1, rope.head_dim)
-    keys = rope(rms_norm(raw_keys, layer.k_norm, layer.eps).transpose(0, 2, 1, 3), position)
-    return keys, rms_norm(raw_values, None, layer.eps).transpose(0, 2, 1, 3)
+def keys_values_of(layer: Layer, x: mx.array, rotation: Rotation, batch: int) -> tuple[mx.array, mx.array]:
+    """x [B * M, H] (normed) -> keys, values [B, kv_heads, M, D]; keys rotated, values normed without a gain."""
+    assert layer.k_proj is not None and layer.k_norm is not None, "only layers that own K/V are asked for it"
+    shape = (batch, x.shape[0] // batch, -1, layer.k_norm.shape[0])
+    raw_keys = layer.k_proj.project(x).reshape(shape)
+    raw_values = raw_keys if layer.v_proj is None else layer.v_proj.project(x).reshape(shape)
+    keys = rotation(rms_norm(raw_keys, layer.k_norm, layer.eps))
+    return keys.transpose(0, 2, 1, 3), rms_norm(raw_values, None, layer.eps).transpose(0, 2, 1, 3)
 
 
 def fold_mask(visible: mx.array, heads: int, kv_heads: int) -> mx.array:
@@ -185,7 +198,7 @@ def fold_mask(visible: mx.array, heads: int, kv_heads: int) -> mx.array:
 
 
 def attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
-    """queries [B, heads, M, D], keys/values [B, kv_heads, L, D], folded mask -> [B, M, heads * D].
+    """queries [B, heads, M, D], keys/values [B, kv_heads, L, D], folded mask -> [B * M, heads * D].
 
     Query heads that share a K/V head become rows of one product, so K and V are walked once.
     """
@@ -196,15 +209,17 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array) 
 
 
 def merge_heads(x: mx.array) -> mx.array:
-    """x [B, heads, M, D] -> [B, M, heads * D]."""
-    batch, _, rows, _ = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
+    """x [B, heads, M, D] -> [B * M, heads * D]."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0] * x.shape[2], -1)
 
 
 def run_layer(
     layer: Layer, x: mx.array, attention: Callable[[mx.array], mx.array], per_layer_input: mx.array | None
 ) -> mx.array:
-    """One layer on x [B, M, H]; `attention` maps the normed rows to merged heads [B, M, heads * D]."""
+    """One layer on rows [N, H]; `attention` maps the normed rows to merged heads [N, heads * D].
+
+    Rows of all batch members stand in one axis: a product of three axes is four operations for MLX, not one.
+    """
     attended = layer.o_proj.project(attention(rms_norm(x, layer.input_norm, layer.eps)))
     x = x + rms_norm(attended, layer.post_attention_norm, layer.eps)
     x = x + rms_norm(_feed_forward(layer, x), layer.post_feedforward_norm, layer.eps)
@@ -225,7 +240,7 @@ def _feed_forward(layer: Layer, x: mx.array) -> mx.array:
 
 
 def _mixture(experts: Experts, x: mx.array, eps: float) -> mx.array:
-    """x [B, M, H] (the residual stream itself) -> the normed, weighted sum of its top-k experts."""
+    """x [N, H] (the residual stream itself) -> the normed, weighted sum of its top-k experts."""
     chosen, weights = route(experts, x, eps)
     rows = rms_norm(x, experts.pre_norm, eps)[..., None, None, :]
     gated = gelu_approx(experts.gate.project_experts(rows, chosen))
@@ -235,7 +250,7 @@ def _mixture(experts: Experts, x: mx.array, eps: float) -> mx.array:
 
 
 def route(experts: Experts, x: mx.array, eps: float) -> tuple[mx.array, mx.array]:
-    """x [B, M, H] -> expert ids and their weights, both [B, M, top_k].
+    """x [N, H] -> expert ids and their weights, both [N, top_k].
 
     Softmax over all experts renormalised over the best equals a softmax over the best alone; float32 as in
     transformers.

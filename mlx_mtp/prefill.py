@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlx_mtp.config import SLIDING, TextConfig
 from mlx_mtp.layers import (
+    Rotation,
     attend,
     fold_mask,
     keys_values_of,
@@ -86,16 +87,17 @@ def _chunk(
     text = target.text
     embedded = embed(target, tokens)
     inputs = per_layer_inputs(target, tokens, embedded)
-    x, last_own = embedded, text.first_shared_layer - 1
+    x, last_own = embedded[0], text.first_shared_layer - 1
+    rotations = {kind: rope.at(low, x.shape[0]) for kind, rope in target.ropes.items()}
     for i in range(last_own):
-        attention = partial(_attention, target, kv, i, low)
-        x = run_layer(target.layers[i], x, attention, None if inputs is None else inputs[:, :, i])
+        attention = partial(_attention, target, rotations, kv, i, low)
+        x = run_layer(target.layers[i], x, attention, None if inputs is None else inputs[0, :, i])
     normed = rms_norm(x, target.layers[last_own].input_norm, text.rms_norm_eps)
-    _write(target, kv, last_own, normed, low)
+    _write(target, rotations, kv, last_own, normed, low)
     if not last:
         return None
     return _finish_last_row(
-        target, kv, x[:, -1:], None if inputs is None else inputs[:, -1:], low + tokens.shape[1]
+        target, kv, x[None, -1:], None if inputs is None else inputs[:, -1:], low + tokens.shape[1]
     )
 
 
@@ -113,11 +115,16 @@ def _finish_last_row(
 
 
 def _write(
-    target: Target, kv: list[tuple[mx.array, mx.array]], i: int, normed: mx.array, low: int
+    target: Target,
+    rotations: dict[str, Rotation],
+    kv: list[tuple[mx.array, mx.array]],
+    i: int,
+    normed: mx.array,
+    low: int,
 ) -> tuple[mx.array, mx.array]:
     """K and V [1, H, M, D] of the chunk's rows, also put into layer i's buffers."""
     layer = target.layers[i]
-    keys, values = keys_values_of(layer, normed, target.ropes[layer.kind], low)
+    keys, values = keys_values_of(layer, normed, rotations[layer.kind], 1)
     rows = keys.shape[2]
     if layer.kind == SLIDING:
         ring = ring_rows(target.text)
@@ -137,20 +144,25 @@ def _write(
 
 
 def _attention(
-    target: Target, kv: list[tuple[mx.array, mx.array]], i: int, low: int, normed: mx.array
+    target: Target,
+    rotations: dict[str, Rotation],
+    kv: list[tuple[mx.array, mx.array]],
+    i: int,
+    low: int,
+    normed: mx.array,
 ) -> mx.array:
-    """One K/V-owning layer's attention over a chunk: normed [1, M, H] -> [1, M, heads * D]."""
+    """One K/V-owning layer's attention over a chunk: normed [M, H] -> [M, heads * D]."""
     layer, text = target.layers[i], target.text
-    queries = queries_of(layer, normed, target.ropes[layer.kind], low)
-    end = low + normed.shape[1]
+    queries = queries_of(layer, normed, rotations[layer.kind], 1)
+    end = low + normed.shape[0]
     if layer.kind == SLIDING:
         before = _window_before(text, kv[i], low)
-        keys, values = _write(target, kv, i, normed, low)
+        keys, values = _write(target, rotations, kv, i, normed, low)
         keys, values = (
             mx.concatenate([old, new], axis=2) for old, new in zip(before, (keys, values), strict=True)
         )
         return attend_tiled(queries, keys, values, low, end - keys.shape[2], _in_window(text.sliding_window))
-    _write(target, kv, i, normed, low)
+    _write(target, rotations, kv, i, normed, low)
     keys, values = kv[i][0][:, :, :end], kv[i][1][:, :, :end]
     return attend_tiled(queries, keys, values, low, 0, _causal)
 
@@ -175,7 +187,7 @@ def _in_window(window: int) -> Visible:
 def attend_tiled(
     queries: mx.array, keys: mx.array, values: mx.array, first_query: int, first_key: int, visible: Visible
 ) -> mx.array:
-    """queries [1, heads, M, D], keys/values [1, kv_heads, L, D] -> [1, M, heads * D] under a fixed scratch budget.
+    """queries [1, heads, M, D], keys/values [1, kv_heads, L, D] -> [M, heads * D] under a fixed scratch budget.
 
     first_query and first_key are the absolute positions of row 0; `visible(query, key)` is the mask.
     """
@@ -185,7 +197,7 @@ def attend_tiled(
     for low in range(0, rows, query_tile):
         part = queries[:, :, low : low + query_tile]
         parts.append(_attend_query_tile(part, keys, values, first_query + low, first_key, visible))
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
 
 
 def _attend_query_tile(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_mtp.config import FULL, SLIDING, TextConfig
-from mlx_mtp.layers import Layer, attend, fold_mask, keys_values_of, queries_of, run_layer
+from mlx_mtp.layers import Layer, Rotation, attend, fold_mask, keys_values_of, queries_of, run_layer
 from mlx_mtp.state import KeysValues, ring_rows
 from mlx_mtp.target import Target, embed, final_norm, per_layer_inputs
 
@@ -69,33 +69,38 @@ def run_rows(
 
     `write=False` is for rows whose K/V stand in the buffers already (the end of a prefill).
     """
+    batch, rows, _ = x.shape
     new_kv, sources = list(kv), target.text.kv_source
+    rotations = {kind: rope.at(length, rows) for kind, rope in target.ropes.items()}
+    x = x.reshape(batch * rows, -1)
+    inputs = None if inputs is None else inputs.reshape(batch * rows, *inputs.shape[2:])
     for i in range(first_layer, target.text.num_layers):
         layer = target.layers[i]
         store = i if write and layer.k_proj is not None else None
-        attention = partial(_attention, target, layer, new_kv, store, sources[i], length, reach, bucket)
-        x = run_layer(layer, x, attention, None if inputs is None else inputs[:, :, i])
-    return final_norm(target, x), tuple(new_kv)
+        rotation = rotations[layer.kind]
+        attention = partial(_attention, layer, rotation, new_kv, store, sources[i], batch, reach, bucket)
+        x = run_layer(layer, x, attention, None if inputs is None else inputs[:, i])
+    return final_norm(target, x).reshape(batch, rows, -1), tuple(new_kv)
 
 
 def _attention(
-    target: Target,
     layer: Layer,
+    rotation: Rotation,
     kv: list[tuple[mx.array, mx.array]],
     store: int | None,
     source: int,
-    length: mx.array,
+    batch: int,
     reach: Reach,
     bucket: int,
     normed: mx.array,
 ) -> mx.array:
-    """normed [B, M, H] -> merged heads [B, M, heads * D]; first puts the rows' K and V into kv[store], if any."""
-    rope, slots, mask = target.ropes[layer.kind], reach.slots[layer.kind], reach.masks[layer.kind]
+    """normed [B * M, H] -> merged heads [B * M, heads * D]; first puts the rows' K and V into kv[store], if any."""
+    slots, mask = reach.slots[layer.kind], reach.masks[layer.kind]
     if store is not None:
-        keys, values = keys_values_of(layer, normed, rope, length)
+        keys, values = keys_values_of(layer, normed, rotation, batch)
         kv[store] = (write_rows(kv[store][0], keys, slots), write_rows(kv[store][1], values, slots))
     keys, values = readable(kv[source], layer.kind, bucket)
-    return attend(queries_of(layer, normed, rope, length), keys, values, mask)
+    return attend(queries_of(layer, normed, rotation, batch), keys, values, mask)
 
 
 def readable(buffers: tuple[mx.array, mx.array], kind: str, bucket: int) -> tuple[mx.array, mx.array]:

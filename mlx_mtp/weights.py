@@ -1,7 +1,7 @@
 """One weight matrix, dense or quantised, behind the same three operations: project, look up, gather experts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +12,10 @@ class DenseWeight:
     """`weight [..., N, K]` as stored; a leading axis counts experts."""
 
     weight: mx.array
+    transposed: mx.array = field(init=False, repr=False)  # a view, kept so that no round makes it again
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transposed", self.weight.swapaxes(-1, -2))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -23,11 +27,11 @@ class DenseWeight:
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [self.weight]
+        return [self.weight, self.transposed]
 
     def project(self, x: mx.array) -> mx.array:
         """x [..., K] -> [..., N]."""
-        return x @ self.weight.T
+        return x @ self.transposed
 
     def rows(self, ids: mx.array) -> mx.array:
         """ids [...] -> rows of the table [..., K]."""
@@ -35,7 +39,7 @@ class DenseWeight:
 
     def project_experts(self, x: mx.array, experts: mx.array) -> mx.array:
         """x [..., 1 or E, 1, K], experts [..., E] -> [..., E, 1, N]."""
-        return mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=experts)
+        return mx.gather_mm(x, self.transposed, rhs_indices=experts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ def first_logits(pair: Pair, state: State, bucket: int) -> tuple[mx.array, mx.ar
     """Logits [N] of the round's first draft and the token ids [N] they belong to."""
     assert pair.drafter is not None
     text = pair.target.text
-    view = view_for_drafter(text, pair.drafter.text, state.kv, state.length, bucket=bucket)
+    view = view_for_drafter(text, pair.drafter, state.kv, state.length, bucket=bucket)
     row = draft_hidden(pair.drafter, embed(pair.target, state.last[:, None]), state.hidden, view)
     logits, ids = draft_logits(pair.drafter, row)
     return logits[0, 0], mx.arange(text.vocab_size) if ids is None else ids[0, 0]
