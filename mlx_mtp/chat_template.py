@@ -19,8 +19,8 @@ from jinja2.ext import Extension
 from jinja2.filters import FILTERS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .errors import PromptError
-from .meter import VALUE_COST, LimitExceeded, Meter, check_integers, check_small
+from mlx_mtp.errors import PromptError
+from mlx_mtp.meter import VALUE_COST, LimitExceeded, Meter, check_integers, check_small
 
 MAX_TEMPLATE_CHARS = 1 << 17  # Gemma 4's have 18,000
 _PLAIN_FILTERS = """

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .errors import PromptError
-from .tokenizer import MAX_TEXT_CHARS, check_text
+from mlx_mtp.errors import PromptError
+from mlx_mtp.tokenizer import MAX_TEXT_CHARS, check_text
 
 ROLES = ("system", "user", "assistant", "tool")
 ROLE_ALIASES = {"model": "assistant", "developer": "system"}

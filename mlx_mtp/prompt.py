@@ -17,10 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from . import chat_template
-from .errors import CheckpointError, PromptError
-from .messages import check_messages, check_tools, mapped, texts_of
-from .tokenizer import Tokenizer, read_tokenizer
+from mlx_mtp import chat_template
+from mlx_mtp.errors import CheckpointError, PromptError
+from mlx_mtp.messages import check_messages, check_tools, mapped, texts_of
+from mlx_mtp.tokenizer import Tokenizer, read_tokenizer
 
 TURN = "<|turn>"
 STOP_TOKENS = ("<turn|>", "<|tool_response>")  # end of a turn; the place of a tool's answer

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import ParameterError
-from .tokenizer import Tokenizer
+from mlx_mtp.errors import ParameterError
+from mlx_mtp.tokenizer import Tokenizer
 
 Channel = Literal["answer", "thought", "tool"]
 MAX_STOPS = 16

@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from .errors import CheckpointError, PromptError
+from mlx_mtp.errors import CheckpointError, PromptError
 
 MAX_TEXT_CHARS = 1 << 22  # 16 characters a token at Gemma's longest context; refused before any slow work
 

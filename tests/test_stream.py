@@ -61,7 +61,7 @@ some_cuts = st.lists(st.integers(0, 40), max_size=10)
 
 
 @given(every_token, some_stops, some_cuts)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_grouping_changes_nothing(
     tokenizer: Tokenizer, tokens: list[int], stop: list[str], cuts: list[int]
 ) -> None:
@@ -76,7 +76,7 @@ def test_grouping_changes_nothing(
 
 
 @given(st.lists(st.integers(19, 511), max_size=40), some_cuts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_text_equals_decoding_at_once(tokenizer: Tokenizer, tokens: list[int], cuts: list[int]) -> None:
     """Ordinary tokens only, invalid UTF-8 among them."""
     cuts = [cut for cut in cuts if cut <= len(tokens)]
@@ -84,7 +84,7 @@ def test_text_equals_decoding_at_once(tokenizer: Tokenizer, tokens: list[int], c
 
 
 @given(st.text(max_size=30).filter(lambda text: "▁" not in text))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @example("🐢🐢 é 中文 \u200d👩‍💻")
 def test_no_character_is_shown_in_parts(tokenizer: Tokenizer, text: str) -> None:
     """Most characters are several byte tokens here: each appears when its last byte has come, none as U+FFFD."""
@@ -170,7 +170,7 @@ def first_stop(text: str, stops: list[str]) -> tuple[str, int | None]:
     st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4),
     st.lists(st.integers(0, 30), max_size=8),
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @example("aabaaab", ["aaab"], [1, 2, 3, 4, 5, 6])
 @example("abcd", ["abcd", "bc"], [3])
 def test_stop_finder_agrees_with_the_definition(text: str, stops: list[str], cuts: list[int]) -> None:

@@ -29,7 +29,7 @@ HOSTILE = [
     st.lists(st.one_of(st.text(max_size=5), st.sampled_from(HOSTILE)), max_size=8).map("".join),
     st.lists(st.integers(0, 60), max_size=8),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_nothing_active_is_left_and_cuts_change_nothing(text: str, cuts: list[int]) -> None:
     whole = clean_for_terminal(text)
     kinds = {unicodedata.category(char) for char in whole if char not in "\n\t"}
