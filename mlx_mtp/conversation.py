@@ -162,10 +162,9 @@ class Conversation:
             thinking=thinking,
         )
         has_drafter = self.pair.drafter is not None
-        policy = self._policies.get(num_draft_tokens) or make_policy(
-            num_draft_tokens, has_drafter=has_drafter
-        )
-        self._policies[num_draft_tokens] = policy
+        # Made first: it refuses what is no number of drafts, such as True, which a dictionary takes for 1.
+        new = make_policy(num_draft_tokens, has_drafter=has_drafter)
+        policy = self._policies.setdefault(num_draft_tokens, new)
         return self._reply(request, policy, on_progress)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
@@ -195,8 +194,13 @@ class Conversation:
             on_progress=on_progress,
         )
         penalises = request.sampling.penalises
-        cell = StateCell(start_row(self.pair, request, kv, hidden, with_bias=False, with_counts=penalises))
-        del kv, hidden
+        try:
+            state = start_row(self.pair, request, kv, hidden, with_bias=False, with_counts=penalises)
+        except BaseException:
+            self.history.keep(request.ids, kv)
+            raise
+        cell = StateCell(state)
+        del kv, hidden, state
         reply = Reply(self.pair, request, reused, started)
         steps = decode(
             self.pair.rounds,
