@@ -54,16 +54,16 @@ def decode(
     Whoever stops iterating gets it back too: rows 0 .. length-1 then hold exactly the tokens yielded, but the last.
     """
     ledger = Ledger(cell.peek(), rows)
-    step = ledger.first_step(cell.peek())
+    yield ledger.first_step(cell.peek())
     state: State | None = None
     current: Built | None = None
     try:
         if not ledger.all_ended:
             state = cell.take()
+            state = _with_first_drafts(rounds, state, ledger, policy, sampler)
             current = _build(rounds, state, ledger, policy, sampler)
             state = None  # whoever keeps an old state makes every buffer copy
             _dispatch(current)
-        yield step
         while current is not None and not ledger.all_ended:
             ahead = _build(rounds, current.state, ledger, policy, sampler, unread=current)
             step = ledger.record(current, traced_meanwhile=ahead.new_shape)
@@ -85,6 +85,17 @@ def decode(
         left = state if current is None else current.state
         if left is not None:
             cell.put(ledger.settle(left))
+
+
+def _with_first_drafts(
+    rounds: Rounds, state: State, ledger: "Ledger", policy: Policy, sampler: SamplerClass
+) -> State:
+    """The prefilled state with drafts for its first round, so that no round is spent on the last token alone."""
+    k = policy.plan(0).draft
+    drafted = rounds.first_drafts(state, k=k, bucket=bucket_for(ledger.longest + 1), sampler=sampler)
+    # Evaluated before the first round is dispatched: no reader of K/V may be in flight when that writes.
+    mx.eval(drafted.drafts)
+    return drafted
 
 
 def _build(

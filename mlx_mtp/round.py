@@ -81,7 +81,7 @@ class Rounds:
         self.drafter = drafter
         self.compiled = compiled
         self.exact: bool | None = None  # what `exactness.rows_are_invariant` found, once it was asked
-        self._functions: dict[tuple[int, int, SamplerClass], Callable[..., Any]] = {}
+        self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._shapes: set[tuple[Any, ...]] = set()
 
     def is_new(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> bool:
@@ -101,12 +101,31 @@ class Rounds:
         changed, tokens, n = self._functions[key](_changing(state), state.seed, state.sampling, state.active)
         return _with_changed(state, changed), tokens, n
 
+    def first_drafts(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> State:
+        """A freshly prefilled state with its k pending drafts, built lazily, so that the first round verifies some."""
+        if self.drafter is None or k == 0:
+            return state
+        key = (-1, k, bucket, sampler)
+        if key not in self._functions:
+            self._functions[key] = self._make_drafts(k, bucket, sampler)
+        drafts = self._functions[key](_changing(state), state.seed, state.sampling, state.active)
+        return state._replace(drafts=drafts)
+
+    def _make_drafts(self, k: int, bucket: int, sampler: SamplerClass) -> Callable[..., Any]:
+        target, drafter = self.target, self.drafter
+        assert drafter is not None
+
+        def make(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> Any:
+            state = _state_of(changing, seed, sampling, active)
+            return draft(target, drafter, state, sampler, k=k, bucket=bucket)
+
+        return mx.compile(make) if self.compiled else make
+
     def _make(self, k: int, bucket: int, sampler: SamplerClass) -> Callable[..., Any]:
         target, drafter = self.target, self.drafter
 
         def play(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> Any:
-            kv, length, last, hidden, drafts, counts = changing
-            state = State(kv, length, last, hidden, drafts, seed, sampling, counts, active)
+            state = _state_of(changing, seed, sampling, active)
             state, tokens, n = play_round(target, drafter, state, k=k, bucket=bucket, sampler=sampler)
             return _changing(state), tokens, n
 
@@ -119,6 +138,11 @@ Changing = tuple[KeysValues, mx.array, mx.array, mx.array, mx.array, mx.array | 
 def _changing(state: State) -> Changing:
     """What a round changes, as the plain tuple that mx.compile takes and gives."""
     return (state.kv, state.length, state.last, state.hidden, state.drafts, state.counts)
+
+
+def _state_of(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> State:
+    kv, length, last, hidden, drafts, counts = changing
+    return State(kv, length, last, hidden, drafts, seed, sampling, counts, active)
 
 
 def _with_changed(state: State, changed: Changing) -> State:
