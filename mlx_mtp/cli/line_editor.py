@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from mlx_mtp.cli.stdin_text import decoded
 from mlx_mtp.cli.terminal import is_smart, write_aside
 
 PROMPT = "> "
@@ -20,10 +21,10 @@ def _plain_reader(*, prompts: bool) -> ReadLine:
     def read() -> str:
         if prompts:
             write_aside(PROMPT)
-        line = sys.stdin.readline() if sys.stdin is not None else ""
+        line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
         if not line:
             raise EOFError
-        return line.rstrip("\r\n")
+        return decoded(line.rstrip(b"\r\n"), "this line")
 
     return read
 

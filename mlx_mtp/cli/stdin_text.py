@@ -15,15 +15,16 @@ def piped_text() -> str:
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise PromptError(f"stdin holds more than {MAX_BYTES >> 20} MiB; pipe in less")
-    return _decode(data, "stdin")
+    return decoded(data, "stdin")
 
 
 def argument_text(text: str) -> str:
     """An argument as the shell gave it; bytes that are not UTF-8 become U+FFFD, said once on stderr."""
-    return _decode(text.encode("utf-8", "surrogateescape"), "the prompt")
+    return decoded(text.encode("utf-8", "surrogateescape"), "the prompt")
 
 
-def _decode(data: bytes, what: str) -> str:
+def decoded(data: bytes, what: str) -> str:
+    """UTF-8 as text; what is none becomes U+FFFD, and that is said on stderr."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
