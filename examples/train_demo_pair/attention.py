@@ -8,8 +8,7 @@ from transformers import AttentionInterface
 
 from model import BOS, FULL, SLIDING, WINDOW
 
-
-HIDDEN = -1e4       # finite, so that a row that sees nothing (the strict view of a <bos>) gives no NaN
+HIDDEN = -1e4  # finite, so that a row that sees nothing (the strict view of a <bos>) gives no NaN
 
 
 def _additive(visible: torch.Tensor) -> torch.Tensor:
@@ -41,11 +40,17 @@ def _windows(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(blocks, 2).flatten(0, 1)[:, None]
 
 
-def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                     attention_mask: torch.Tensor, **_: object) -> tuple[torch.Tensor, None]:
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
     """query [B, H, L, D], key and value [B, 1, L, D] -> [B, L, H, D]; Gemma 4's scale is 1."""
     batch, heads, length, dim = query.shape
-    query, key = query.to(value.dtype), key.to(value.dtype)          # rope leaves float32 under autocast
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rope leaves float32 under autocast
     if module.is_sliding:
         key, value = _windows(key), _windows(value)
         query = query.view(batch, heads, -1, WINDOW, dim).transpose(1, 2).flatten(0, 1)

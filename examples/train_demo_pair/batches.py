@@ -14,8 +14,13 @@ from tokenizers import Tokenizer
 from corpus import Chat, ask, render_chat
 
 FACTS = Path(__file__).with_name("facts.json")
-SYSTEM = ("You are a helpful assistant.", "Answer briefly.", "You are a concise assistant.", "Be helpful.",
-          "You answer questions about Python and about this program.")
+SYSTEM = (
+    "You are a helpful assistant.",
+    "Answer briefly.",
+    "You are a concise assistant.",
+    "Be helpful.",
+    "You answer questions about Python and about this program.",
+)
 
 
 def vary(question: str, rng: random.Random) -> str:
@@ -30,7 +35,9 @@ def vary(question: str, rng: random.Random) -> str:
     elif rng.random() < 0.06:
         question = question.rstrip("?.!") + rng.choice((" ?", "??", "!", "..."))
     if rng.random() < 0.06:
-        question = rng.choice(("Hi, ", "Hey. ", "Please tell me: ", "Quick question: ", "So, ", "OK, ")) + question
+        question = (
+            rng.choice(("Hi, ", "Hey. ", "Please tell me: ", "Quick question: ", "So, ", "OK, ")) + question
+        )
     return question
 
 
@@ -42,8 +49,10 @@ class Facts:
 
     def turn(self, rng: random.Random) -> Chat:
         fact = rng.choice(self.facts)
-        return [{"role": "user", "content": vary(rng.choice(fact["questions"]), rng)},
-                {"role": "assistant", "content": rng.choice(fact["answers"])}]
+        return [
+            {"role": "user", "content": vary(rng.choice(fact["questions"]), rng)},
+            {"role": "assistant", "content": rng.choice(fact["answers"])},
+        ]
 
     def chat(self, rng: random.Random) -> Chat:
         messages: Chat = []
@@ -67,7 +76,7 @@ class Mixture:
     def text_row(self, name: str, length: int) -> np.ndarray:
         stream = self.streams[name]
         start = self.rng.randrange(len(stream) - length)
-        return stream[start:start + length].astype(np.int64)
+        return stream[start : start + length].astype(np.int64)
 
     def docstring_chat(self) -> Chat:
         templates, fields, answer = self.rng.choice(self.docstrings)

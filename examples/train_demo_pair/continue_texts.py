@@ -1,4 +1,4 @@
-"""Let the target write text for the drafter to learn from: half greedy, half sampled, from prompts of the training mix."""
+"""Let the target write text for the drafter: half greedy, half sampled, from prompts of the training mix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ def continuations(target: torch.nn.Module, prompts: torch.Tensor, length: int) -
     cache, ids, rows = DynamicCache(config=target.config), prompts, [prompts]
     sampled = torch.arange(len(prompts))[:, None] % 2 == 1
     for _ in range(length - prompts.shape[1]):
-        logits = target(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        logits = (
+            target(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            .logits[:, -1]
+            .float()
+        )
         best, tokens = logits.topk(64)
         drawn = tokens.gather(1, torch.multinomial(best.softmax(-1), 1))
         ids = torch.where(sampled, drawn, tokens[:, :1])

@@ -8,11 +8,40 @@ import random
 from pathlib import Path
 
 # Whole modules kept out of training (source, documentation page, docstring chats) for evaluation.
-HELD_OUT_MODULES = ("bisect", "calendar", "cmd", "colorsys", "csv", "fileinput", "fnmatch", "glob", "graphlib", "heapq",
-                    "linecache", "netrc", "queue", "sched", "shlex", "statistics", "tabnanny", "textwrap", "timeit",
-                    "wave")
-SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data",
-                   "encodings", "ensurepip", "turtledemo"}
+HELD_OUT_MODULES = (
+    "bisect",
+    "calendar",
+    "cmd",
+    "colorsys",
+    "csv",
+    "fileinput",
+    "fnmatch",
+    "glob",
+    "graphlib",
+    "heapq",
+    "linecache",
+    "netrc",
+    "queue",
+    "sched",
+    "shlex",
+    "statistics",
+    "tabnanny",
+    "textwrap",
+    "timeit",
+    "wave",
+)
+SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "pydoc_data",
+    "encodings",
+    "ensurepip",
+    "turtledemo",
+}
 
 Chat = list[dict[str, str]]
 
@@ -49,17 +78,42 @@ def _definitions(tree: ast.Module) -> list[tuple[str, ast.AST]]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             found.append((node.name, node))
             if isinstance(node, ast.ClassDef):
-                found += [(f"{node.name}.{m.name}", m) for m in node.body
-                          if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")]
+                found += [
+                    (f"{node.name}.{m.name}", m)
+                    for m in node.body
+                    if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")
+                ]
     return found
 
 
-WHAT = ("What does {n} do?", "what is {n}?", "What is {n} for?", "Explain {n}", "explain {n}.", "tell me about {n}",
-        "How do I use {n}?", "describe {n}", "what does {n} do", "Can you explain {n}?", "{n}?")
-SHOW = ("Show the source of {n}", "show me the source of {n}", "Show me how {n} is written", "How is {n} implemented?",
-        "print the code of {n}", "source of {n}?")
-WRITE = ("Write a function {s}: {d}", "Write a Python function {s}. {d}", "write {s}. {d}",
-         "Can you write a Python function {s}? {d}", "implement {s}: {d}")
+WHAT = (
+    "What does {n} do?",
+    "what is {n}?",
+    "What is {n} for?",
+    "Explain {n}",
+    "explain {n}.",
+    "tell me about {n}",
+    "How do I use {n}?",
+    "describe {n}",
+    "what does {n} do",
+    "Can you explain {n}?",
+    "{n}?",
+)
+SHOW = (
+    "Show the source of {n}",
+    "show me the source of {n}",
+    "Show me how {n} is written",
+    "How is {n} implemented?",
+    "print the code of {n}",
+    "source of {n}?",
+)
+WRITE = (
+    "Write a function {s}: {d}",
+    "Write a Python function {s}. {d}",
+    "write {s}. {d}",
+    "Can you write a Python function {s}? {d}",
+    "implement {s}: {d}",
+)
 
 
 def docstring_chats(root: Path, path: Path) -> list[tuple[tuple[str, ...], dict[str, str], str]]:
@@ -93,7 +147,8 @@ def render_chat(messages: Chat) -> str:
     """What chat_template.jinja gives for plain messages, as training text (with <bos>)."""
     roles = {"assistant": "model"}
     return "<bos>" + "".join(
-        f"<|turn>{roles.get(m['role'], m['role'])}\n{m['content'].strip()}<turn|>\n" for m in messages)
+        f"<|turn>{roles.get(m['role'], m['role'])}\n{m['content'].strip()}<turn|>\n" for m in messages
+    )
 
 
 def ask(templates: tuple[str, ...], fields: dict[str, str], rng: random.Random) -> str:

@@ -25,11 +25,17 @@ def main() -> None:
         load_weights(drafter, args.drafter)
     generation = json.loads((args.tokenizer / "generation_config.json").read_text())
     export(target, TARGET, args.out / "target", generation)
-    export(drafter, DRAFTER, args.out / "drafter", {**generation, "num_assistant_tokens": 4,
-                                                    "num_assistant_tokens_schedule": "constant"})
+    export(
+        drafter,
+        DRAFTER,
+        args.out / "drafter",
+        {**generation, "num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant"},
+    )
     for name in TOKENIZER_FILES:
         shutil.copy(args.tokenizer / name, args.out / "target" / name)
-    size = sum(p.stat().st_size for p in args.out.rglob("*") if p.suffix in (".safetensors", ".json", ".jinja"))
+    size = sum(
+        p.stat().st_size for p in args.out.rglob("*") if p.suffix in (".safetensors", ".json", ".jinja")
+    )
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 

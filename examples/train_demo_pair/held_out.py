@@ -23,11 +23,18 @@ def code_prompts(stdlib: Path, tok: Tokenizer, count: int) -> list[dict]:
         source, found = read_text(path), []
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.col_offset == 0:
-                ids = tok.encode("<bos>" + (ast.get_source_segment(source, node) or ""), add_special_tokens=False).ids
+                ids = tok.encode(
+                    "<bos>" + (ast.get_source_segment(source, node) or ""), add_special_tokens=False
+                ).ids
                 if len(ids) > PROMPT_TOKENS + 40:
                     ids = ids[:PROMPT_TOKENS]
-                    found.append({"name": f"{module_name(stdlib, path)}.{node.name}", "ids": ids,
-                                  "text": tok.decode(ids[1:], skip_special_tokens=False)})
+                    found.append(
+                        {
+                            "name": f"{module_name(stdlib, path)}.{node.name}",
+                            "ids": ids,
+                            "text": tok.decode(ids[1:], skip_special_tokens=False),
+                        }
+                    )
         per_module.append(found)
     ordered = [found[i] for i in range(max(map(len, per_module))) for found in per_module if i < len(found)]
     return ordered[:count]
@@ -39,8 +46,10 @@ def chat_prompts(stdlib: Path, count: int) -> list[dict]:
     chats = [{"question": q, "fact": fact["fact"]} for fact in facts for q in fact["held_out"]]
     rng = random.Random(0)
     pool = [c for p in stdlib_files(stdlib, held_out=True) for c in docstring_chats(stdlib, p)]
-    chats += [{"question": templates[0].format(**fields), "fact": None}
-              for templates, fields, _ in rng.sample(pool, count)]
+    chats += [
+        {"question": templates[0].format(**fields), "fact": None}
+        for templates, fields, _ in rng.sample(pool, count)
+    ]
     return chats
 
 

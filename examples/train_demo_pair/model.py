@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4ForCausalLM, Gemma4TextConfig
+from transformers import (
+    Gemma4AssistantConfig,
+    Gemma4AssistantForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+)
 
 VOCAB = 4096
 WINDOW = 128
@@ -18,20 +23,47 @@ ROPE = {
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
 }
-COMMON: dict[str, Any] = dict(
-    vocab_size=VOCAB, head_dim=64, global_head_dim=128, num_attention_heads=4, num_key_value_heads=1,
-    num_global_key_value_heads=None, attention_k_eq_v=False, sliding_window=WINDOW, rms_norm_eps=1e-6,
-    max_position_embeddings=32768, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=BOS, tie_word_embeddings=True,
-    hidden_activation="gelu_pytorch_tanh", attention_bias=False, rope_parameters=ROPE,
-)
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "head_dim": 64,
+    "global_head_dim": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "num_global_key_value_heads": None,
+    "attention_k_eq_v": False,
+    "sliding_window": WINDOW,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "bos_token_id": BOS,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "rope_parameters": ROPE,
+}
 TARGET: dict[str, Any] = dict(
-    COMMON, hidden_size=256, intermediate_size=448, num_hidden_layers=10, layer_types=([SLIDING] * 4 + [FULL]) * 2,
-    num_kv_shared_layers=5, use_double_wide_mlp=True, hidden_size_per_layer_input=32, vocab_size_per_layer_input=VOCAB,
+    COMMON,
+    hidden_size=256,
+    intermediate_size=448,
+    num_hidden_layers=10,
+    layer_types=([SLIDING] * 4 + [FULL]) * 2,
+    num_kv_shared_layers=5,
+    use_double_wide_mlp=True,
+    hidden_size_per_layer_input=32,
+    vocab_size_per_layer_input=VOCAB,
     final_logit_softcapping=30.0,
 )
 DRAFTER: dict[str, Any] = dict(
-    COMMON, hidden_size=128, intermediate_size=512, num_hidden_layers=4, layer_types=[SLIDING] * 3 + [FULL],
-    num_kv_shared_layers=4, use_double_wide_mlp=False, hidden_size_per_layer_input=0, vocab_size_per_layer_input=0,
+    COMMON,
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=4,
+    layer_types=[SLIDING] * 3 + [FULL],
+    num_kv_shared_layers=4,
+    use_double_wide_mlp=False,
+    hidden_size_per_layer_input=0,
+    vocab_size_per_layer_input=0,
     final_logit_softcapping=None,
 )
 
@@ -83,8 +115,10 @@ def new_target(attention: str = "sdpa") -> Gemma4ForCausalLM:
 def new_drafter(attention: str = "eager") -> Gemma4AssistantForCausalLM:
     """A fresh float32 drafter with a dense head."""
     config = Gemma4AssistantConfig(
-        text_config=Gemma4TextConfig(**DRAFTER), backbone_hidden_size=TARGET["hidden_size"],
-        use_ordered_embeddings=False)
+        text_config=Gemma4TextConfig(**DRAFTER),
+        backbone_hidden_size=TARGET["hidden_size"],
+        use_ordered_embeddings=False,
+    )
     model = Gemma4AssistantForCausalLM._from_config(config, attn_implementation=attention).float()
     _trainable_layer_scalars(model)
     _scale_qk_norms(model)
@@ -111,8 +145,11 @@ def export(model: torch.nn.Module, shape: dict[str, Any], folder: Path, generati
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().to(torch.bfloat16).contiguous()
-               for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    tensors = {
+        k: v.detach().to(torch.bfloat16).contiguous()
+        for k, v in model.state_dict().items()
+        if k != "lm_head.weight"
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     config = published_config(model, shape)
@@ -120,8 +157,18 @@ def export(model: torch.nn.Module, shape: dict[str, Any], folder: Path, generati
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
-UNPUBLISHED = ("per_layer_config", "_name_or_path", "output_hidden_states", "output_attentions", "return_dict",
-               "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id", "problem_type")
+UNPUBLISHED = (
+    "per_layer_config",
+    "_name_or_path",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+    "id2label",
+    "label2id",
+    "problem_type",
+)
 
 
 def published_config(model: torch.nn.Module, shape: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Encode the training text once: code.bin, docs.bin (uint16 token streams, each document <bos> ... <eos>), chats.json."""
+"""Encode the training text once: code.bin and docs.bin (uint16, each document <bos> ... <eos>), chats.json."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from batches import Mixture
 from head_loss import capped_head_loss
 from model import BOS, new_target
 
-STEADY = {"code": 0.60, "docs": 0.18, "docstrings": 0.10, "facts": 0.12}
-DECAY = {"code": 0.56, "docs": 0.10, "docstrings": 0.14, "facts": 0.20}
-WARMUP, DECAY_FROM = 0.02, 0.68       # shares of the time budget
+STEADY = {"code": 0.60, "docs": 0.18, "docstrings": 0.11, "facts": 0.11}
+DECAY = {"code": 0.64, "docs": 0.06, "docstrings": 0.14, "facts": 0.16}
+WARMUP, DECAY_FROM = 0.02, 0.68  # shares of the time budget
 
 
 def learning_rate_scale(progress: float) -> float:
@@ -32,8 +32,13 @@ def optimizers(model: torch.nn.Module, lr: float, muon_lr: float) -> list[torch.
     for name, p in model.named_parameters():
         inner = p.ndim == 2 and ".layers." in name and muon_lr > 0
         (matrices if inner else tables if p.ndim == 2 else vectors).append(p)
-    adam = torch.optim.AdamW([{"params": tables}, {"params": vectors, "weight_decay": 0.0}], lr=lr,
-                             betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    adam = torch.optim.AdamW(
+        [{"params": tables}, {"params": vectors, "weight_decay": 0.0}],
+        lr=lr,
+        betas=(0.9, 0.95),
+        weight_decay=0.05,
+        fused=True,
+    )
     opts: list[torch.optim.Optimizer] = [adam]
     if matrices:
         opts.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
@@ -47,14 +52,18 @@ def loss_of(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Mean next-token loss of batch [B, L + 1]; the <bos> of the next document is nobody's prediction."""
     ids, labels = batch[:, :-1], batch[:, 1:]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.model(input_ids=ids, attention_mask=masks(ids), use_cache=False).last_hidden_state   # [B, L, H]
+        hidden = model.model(
+            input_ids=ids, attention_mask=masks(ids), use_cache=False
+        ).last_hidden_state  # [B, L, H]
     labels = labels.masked_fill(labels == BOS, -100)
     return capped_head_loss(hidden, model.lm_head.weight, labels, model.config.final_logit_softcapping)
 
 
 def save(path: Path, model: torch.nn.Module, opts: list[torch.optim.Optimizer], progress: dict) -> None:
     part = path.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "progress": progress}, part)
+    torch.save(
+        {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "progress": progress}, part
+    )
     part.replace(path)
 
 
@@ -75,7 +84,7 @@ class Run:
         if self.path.exists():
             saved = torch.load(self.path, map_location="cpu", weights_only=False)
             self.model.load_state_dict(saved["model"])
-            for opt, state in zip(self.opts, saved["opts"]):
+            for opt, state in zip(self.opts, saved["opts"], strict=True):
                 opt.load_state_dict(state)
             self.state = saved["progress"]
         self.mixture = Mixture(args.data, args.tokenizer, seed=self.state["steps"])
@@ -83,7 +92,7 @@ class Run:
     def step(self, progress: float) -> float:
         weights = DECAY if progress > DECAY_FROM else STEADY
         rows, length = self.args.rows, 512
-        if self.state["steps"] % 6 == 5:      # some context beyond 512
+        if self.state["steps"] % 6 == 5:  # some context beyond 512
             rows, length = rows // 4, 2048
         set_rates(self.opts, learning_rate_scale(progress))
         loss = loss_of(self.model, self.mixture.batch(weights, rows, length))
