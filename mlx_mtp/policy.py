@@ -1,6 +1,8 @@
 """How many drafts to verify and to make next round: a fixed number, or what pays by the text and times so far."""
 
+from collections import deque
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple, Protocol
 
 from mlx_mtp.errors import ParameterError
@@ -11,6 +13,7 @@ CANDIDATES = (0, 1, 2, 3, 4, 6, 8)
 FIRST_TRIES = (4, 4, 0, 0, 4, 2, 0)  # a few rounds of each kind give the first estimates
 PROBE_EVERY = 64  # rounds between two looks at whether a parked text would pay again
 MEMORY = 0.9  # weight that a round keeps after each later one
+RECENT = 9  # rounds of a kind whose median time counts: a paused machine or a jumping clock moves it little
 
 
 class Plan(NamedTuple):
@@ -49,8 +52,8 @@ class FixedPolicy:
 class AutoPolicy:
     """Plays the number of drafts with the most expected tokens per second, or none where drafting does not pay.
 
-    Acceptance by position and the time of a round are exponentially weighted averages; a round that compiled is not
-    timed.
+    Acceptance by position is an exponentially weighted average, the time of a round a median; a round that compiled is
+    not timed.
     """
 
     def __init__(self) -> None:
@@ -58,12 +61,13 @@ class AutoPolicy:
         self.reason: str | None = None
         self._agreed = [1.4] * MAX_DRAFT_TOKENS  # a weak prior of 0.7 at every position
         self._tried = [2.0] * MAX_DRAFT_TOKENS
-        self._seconds: dict[int, float] = {}
+        self._seconds: dict[int, deque[float]] = {}
         self._rounds = 0
         self._draft = FIRST_TRIES[0]
 
     def plan(self, pending: int) -> Plan:
-        return Plan(min(pending, self._draft) if self.parked else pending, self._draft)
+        # Pending drafts are always verified: those of a probe are how a parked policy learns that a text pays again.
+        return Plan(pending, self._draft)
 
     def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None:
         """One round: drafts verified, drafts accepted per active row, its time (None where it cannot be compared)."""
@@ -72,10 +76,8 @@ class AutoPolicy:
             for position in range(min(n + 1, verified)):
                 self._agreed[position] = MEMORY * self._agreed[position] + (n > position)
                 self._tried[position] = MEMORY * self._tried[position] + 1
-        if seconds is not None:
-            known = self._seconds.get(verified, seconds)
-            # A paused machine or a jumping clock must not pass for a slow round.
-            self._seconds[verified] = known + 0.2 * (min(seconds, 3 * known) - known)
+        if seconds is not None and seconds > 0:
+            self._seconds.setdefault(verified, deque(maxlen=RECENT)).append(seconds)
         self._draft = self._choose()
 
     def expected_tokens(self, k: int) -> float:
@@ -87,16 +89,22 @@ class AutoPolicy:
         return total
 
     def round_seconds(self, k: int) -> float | None:
-        """Estimated time of a round, on the line between the nearest measured numbers of drafts."""
-        known = sorted(self._seconds)
+        """Estimated time of a round, on the line between the nearest measured numbers of drafts.
+
+        More drafts never take less time, so a measured time is at most that of any larger number.
+        """
+        times: dict[int, float] = {}
+        for number in sorted(self._seconds, reverse=True):
+            times[number] = min(median(self._seconds[number]), *times.values(), float("inf"))
+        known = sorted(times)
         if not known:
             return None
-        if k in self._seconds or len(known) == 1:
-            return self._seconds.get(k, self._seconds[known[0]])
+        if k in times or len(known) == 1:
+            return times.get(k, times[known[0]])
         low = max((x for x in known[:-1] if x < k), default=known[0])
         high = min(x for x in known if x > low and (x > k or x == known[-1]))
-        slope = (self._seconds[high] - self._seconds[low]) / (high - low)
-        return max(self._seconds[low] + slope * (k - low), min(self._seconds.values()))
+        slope = (times[high] - times[low]) / (high - low)
+        return max(times[low] + slope * (k - low), min(times.values()))
 
     def _choose(self) -> int:
         if self._rounds < len(FIRST_TRIES):
