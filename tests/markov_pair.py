@@ -15,7 +15,7 @@ from mlx_mtp.conversation import prompt_counts
 from mlx_mtp.drafter import Drafter, make_drafter
 from mlx_mtp.layers import Tensors
 from mlx_mtp.prefill import first_token, prefill
-from mlx_mtp.round import play_round
+from mlx_mtp.round import Rounds
 from mlx_mtp.sampling import SamplerClass, Sampling, sampler_class, sampling_arrays
 from mlx_mtp.state import State, new_kv, no_drafts
 from mlx_mtp.target import Target, make_target
@@ -120,11 +120,13 @@ def decode_streams(
     sampler = sampler_class([setting])
     state = _start(pair.target, setting, sampler, seeds)
     texts = [[token] for token in state.last.tolist()]
+    rounds = Rounds(pair.target, pair.drafter, compiled=False)
+    state = rounds.first_drafts(state, k=k, bucket=BUCKET, sampler=sampler)
     drafted = accepted = 0
     while min(map(len, texts)) < length:
         state = state._replace(active=mx.array([len(text) < length for text in texts]))
         pending = state.drafts.shape[1]
-        state, tokens, n = play_round(pair.target, pair.drafter, state, k=k, bucket=BUCKET, sampler=sampler)
+        state, tokens, n = rounds(state, k=k, bucket=BUCKET, sampler=sampler)
         mx.eval(state, tokens, n)
         for text, new, kept in zip(texts, tokens.tolist(), n.tolist(), strict=True):
             text.extend(new[: kept + 1])

@@ -110,8 +110,8 @@ def agrees_as_meant(reply: Generation, k: int, drafter: str) -> bool:
     if k == 0:
         return reply.stats.drafted == 0
     if drafter == "perfect":
-        return reply.stats.rounds == 1 + -(-(TOKENS - 2) // (k + 1))
-    first_right = reply.stats.accepted_by_position[0] / (reply.stats.rounds - 1)
+        return reply.stats.rounds == -(-(TOKENS - 1) // (k + 1))
+    first_right = reply.stats.accepted_by_position[0] / reply.stats.rounds
     return first_right < 0.4 if drafter == "random" else 0.2 < first_right < 0.9
 
 
