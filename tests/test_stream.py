@@ -293,6 +293,13 @@ def test_control_tokens_give_no_text(tokenizer: Tokenizer) -> None:
     ]
 
 
+def test_only_its_own_token_closes_a_channel(tokenizer: Tokenizer) -> None:
+    thought = [CHANNEL, *tokenizer.encode("thought\na"), END_OF_CALL, *tokenizer.encode("b")]
+    assert pieces_of(tokenizer, thought) == [Piece("ab", "thought")]
+    call = [CALL, *tokenizer.encode("a"), END_OF_CHANNEL, *tokenizer.encode("b")]
+    assert pieces_of(tokenizer, call) == [Piece("<|tool_call>a<channel|>b", "tool")]
+
+
 def test_typed_control_text_stays_text(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("<|channel>thought\n<turn|>")
     assert pieces_of(tokenizer, tokens) == [Piece("<|channel>thought\n<turn|>", "answer")]
