@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from mlx_mtp.cli import terminal
 from mlx_mtp.cli.commands import Command, Message, Unknown, read_line
 from mlx_mtp.cli.interrupts import Interrupts
 from mlx_mtp.cli.options import parse_mtp, reply_options
+from mlx_mtp.cli.patience import Patience
 from mlx_mtp.cli.status import short_count, status_line
 from mlx_mtp.cli.terminal import ReplyWriter
 from mlx_mtp.errors import ParameterError
@@ -169,6 +171,20 @@ def test_no_control_byte_of_a_model_is_written(monkeypatch, stream_type):
 def test_thoughts_go_to_stderr_and_the_answer_alone_to_stdout(monkeypatch):
     pieces = [("hm", "thought"), ("m", "thought"), ("Yes", "answer"), (".", "answer")]
     assert written(monkeypatch, pieces, stream_type=io.StringIO) == ("Yes.\n", "[thought] hmm\ndone\n")
+
+
+@pytest.mark.parametrize(("chunks", "explained"), [(3, True), (12, False)])
+def test_a_reply_that_hardly_begins_is_explained_once(monkeypatch, chunks, explained):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    writer = ReplyWriter()
+    writer.write("An", "answer")
+    with Patience(writer, seconds=0.05) as patience:
+        for _ in range(chunks):
+            patience.heard()
+        time.sleep(0.3)
+    assert sys.stdout.getvalue() == "An"
+    assert sys.stderr.getvalue().count("compiles") == int(explained)
 
 
 def test_thoughts_are_dim_on_a_terminal_and_the_style_ends_before_the_answer(monkeypatch):

@@ -9,6 +9,7 @@ import typer
 import mlx_mtp
 from mlx_mtp.cli import options
 from mlx_mtp.cli.opening import open_pair
+from mlx_mtp.cli.patience import Patience
 from mlx_mtp.cli.status import figures, status_line
 from mlx_mtp.cli.stdin_text import argument_text, piped_text
 from mlx_mtp.cli.terminal import ReplyWriter, say, write_answer
@@ -80,8 +81,9 @@ def _messages(asked: str, system: str | None) -> list[dict[str, str]]:
 
 def _print_as_it_comes(pair: "Pair", prompt: str | list[dict[str, str]], request: dict[str, Any]) -> None:
     reply = ReplyWriter()
-    with closing(mlx_mtp.stream_generate(pair, prompt, **request)) as chunks:
+    with closing(mlx_mtp.stream_generate(pair, prompt, **request)) as chunks, Patience(reply) as patience:
         for chunk in chunks:
+            patience.heard()
             reply.write(chunk.thought, "thought")
             reply.write(chunk.tool_call, "tool call")
             reply.write(chunk.text, "answer")

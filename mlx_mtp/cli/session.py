@@ -4,6 +4,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.patience import Patience
 from mlx_mtp.cli.status import status_line
 from mlx_mtp.cli.terminal import ReplyWriter, say
 from mlx_mtp.errors import MtpError
@@ -72,8 +73,9 @@ class Session:
             **self._request,
         )
         finish_reason = None
-        with closing(chunks):
+        with closing(chunks), Patience(writer) as patience:
             for chunk in chunks:
+                patience.heard()
                 writer.write(chunk.thought, "thought")
                 writer.write(chunk.tool_call, "tool call")
                 writer.write(chunk.text, "answer")

@@ -89,6 +89,12 @@ class ReplyWriter:
         if not self._at_line_start:
             write_answer("\n")
 
+    def note(self, text: str) -> None:
+        """A remark in the middle of a reply, on a line of its own where both go to one terminal."""
+        if not self._at_line_start and is_smart(sys.stdout):
+            write_aside("\n")
+        say(text)
+
     def _enter(self, channel: str) -> None:
         """Leave the current channel, ending its line and style, and say which one begins."""
         if channel == self._channel:
