@@ -2,9 +2,11 @@
 
 import functools
 import random
+from typing import Any
 
 import pytest
 
+import mlx_mtp.prefill
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.pair import Pair
 from mlx_mtp.state import ring_rows
@@ -91,6 +93,17 @@ def test_before_the_ring_wraps_every_prefix_is_whole(k):
         assert ask(conversation, "31b", ids[:length], k)[1] == reused
 
 
+def test_checkpoints_of_another_text_are_gone():
+    """A text that departs early and grows past them must not come back to their rings."""
+    conversation, rng = Conversation(pair_of("e2b")), random.Random(8)
+    first = user_turn(rng, 50)
+    reply, _ = ask(conversation, "e2b", first, 3)
+    ask(conversation, "e2b", first + reply + user_turn(rng, 20), 3)
+    other = first[:40] + user_turn(rng, 90)
+    assert ask(conversation, "e2b", other, 3)[1] == 0
+    assert ask(conversation, "e2b", [*other[:110], 77], 3)[1] == 0
+
+
 def test_a_checkpoint_budget_of_one():
     """Rings over budget are dropped, the newest kept: older turns start cold, and stay right."""
     conversation = Conversation(pair_of("e2b"))
@@ -159,18 +172,31 @@ def check_random_walk(pair: Pair, variant: str, seed: int, budget: int, *, steps
 
 
 def interrupt_prefill(conversation: Conversation, ids: list[int], rng: random.Random, k: int) -> None:
-    left = rng.randint(0, 2)
+    """Between two chunks, or between two layers of one."""
+    left = rng.randint(0, 2 if (between_chunks := rng.random() < 0.5) else 30)
+    run_layer = mlx_mtp.prefill.run_layer
 
-    def on_progress(done: int, total: int) -> None:
+    def stop_sooner_or_later() -> None:
         nonlocal left
         left -= 1
         if left < 0:
             raise Stopped
 
-    try:
-        take(conversation, ids, chunks=1, max_tokens=3, num_draft_tokens=k, on_progress=on_progress)
-    except Stopped:
-        pass
+    def on_progress(done: int, total: int) -> None:
+        if between_chunks:
+            stop_sooner_or_later()
+
+    def stopping_layer(*args: Any) -> Any:
+        if not between_chunks:
+            stop_sooner_or_later()
+        return run_layer(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlx_mtp.prefill, "run_layer", stopping_layer)
+        try:
+            take(conversation, ids, chunks=1, max_tokens=3, num_draft_tokens=k, on_progress=on_progress)
+        except Stopped:
+            pass
     check_rows(conversation)
 
 
