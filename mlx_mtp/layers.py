@@ -3,12 +3,13 @@
 Formulas: transformers 5.22.2 `modeling_gemma4.py`. Attention scale is 1.0 everywhere; q_norm and k_norm take its place.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.nn.layers.activations import gelu_approx
 
 from mlx_mtp.config import FULL, SLIDING, TextConfig
 from mlx_mtp.weights import Weight
@@ -173,6 +174,16 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     return mx.fast.rms_norm(x, weight, eps)
 
 
+@partial(mx.compile, shapeless=True)
+def gated_gelu(gate: mx.array, up: mx.array) -> mx.array:
+    """gelu(gate) * up with the tanh approximation, gate * (1 + tanh(u)) / 2, written as gate / (1 + exp(-2u)).
+
+    Without a power and a tanh it takes a third of the time on a CPU; both forms differ by rounding only.
+    """
+    slope = -2 * (2 / math.pi) ** 0.5
+    return gate / (1 + mx.exp(gate * (slope + slope * 0.044715 * gate * gate))) * up
+
+
 def queries_of(layer: Layer, x: mx.array, rotation: Rotation, batch: int) -> mx.array:
     """x [B * M, H] (normed) -> queries [B, heads, M, D], rotated."""
     queries = layer.q_proj.project(x).reshape(batch, x.shape[0] // batch, -1, layer.q_norm.shape[0])
@@ -224,7 +235,8 @@ def run_layer(
     x = x + rms_norm(attended, layer.post_attention_norm, layer.eps)
     x = x + rms_norm(_feed_forward(layer, x), layer.post_feedforward_norm, layer.eps)
     if layer.per_layer_input is not None:
-        gate = gelu_approx(layer.per_layer_input.gate.project(x)) * per_layer_input
+        assert per_layer_input is not None, "the layer has a gate for an embedding of its own"
+        gate = gated_gelu(layer.per_layer_input.gate.project(x), per_layer_input)
         projected = layer.per_layer_input.projection.project(gate)
         x = x + rms_norm(projected, layer.per_layer_input.post_norm, layer.eps)
     return x * layer.layer_scalar
@@ -232,7 +244,7 @@ def run_layer(
 
 def _feed_forward(layer: Layer, x: mx.array) -> mx.array:
     normed = rms_norm(x, layer.pre_feedforward_norm, layer.eps)
-    gated = gelu_approx(layer.gate_proj.project(normed)) * layer.up_proj.project(normed)
+    gated = gated_gelu(layer.gate_proj.project(normed), layer.up_proj.project(normed))
     dense = layer.down_proj.project(gated)
     if layer.experts is None:
         return dense
@@ -243,8 +255,7 @@ def _mixture(experts: Experts, x: mx.array, eps: float) -> mx.array:
     """x [N, H] (the residual stream itself) -> the normed, weighted sum of its top-k experts."""
     chosen, weights = route(experts, x, eps)
     rows = rms_norm(x, experts.pre_norm, eps)[..., None, None, :]
-    gated = gelu_approx(experts.gate.project_experts(rows, chosen))
-    gated = gated * experts.up.project_experts(rows, chosen)
+    gated = gated_gelu(experts.gate.project_experts(rows, chosen), experts.up.project_experts(rows, chosen))
     outputs = experts.down.project_experts(gated, chosen).squeeze(-2)
     return rms_norm((outputs * weights[..., None]).sum(-2), experts.post_norm, eps)
 
