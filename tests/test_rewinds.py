@@ -93,6 +93,25 @@ def test_before_the_ring_wraps_every_prefix_is_whole(k):
         assert ask(conversation, "31b", ids[:length], k)[1] == reused
 
 
+def test_a_chunk_that_was_half_written_is_not_trusted(monkeypatch):
+    """Some layers' rings lost the window before it, others did not."""
+    conversation, rng = Conversation(pair_of("31b")), random.Random(9)
+    ids = [rng.randrange(20, 256) for _ in range(90)]
+    reply, _ = ask(conversation, "31b", ids, 3)
+    run_layer, layers = mlx_mtp.prefill.run_layer, iter(range(4))
+
+    def stopping_layer(*args: Any) -> Any:
+        if next(layers, None) is None:
+            raise Stopped
+        return run_layer(*args)
+
+    longer = ids + reply + [rng.randrange(20, 256) for _ in range(60)]
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(mlx_mtp.prefill, "run_layer", stopping_layer)
+        take(conversation, longer, chunks=1)
+    assert ask(conversation, "31b", [*ids, *reply, 77], 3)[1] == 0
+
+
 def test_checkpoints_of_another_text_are_gone():
     """A text that departs early and grows past them must not come back to their rings."""
     conversation, rng = Conversation(pair_of("e2b")), random.Random(8)

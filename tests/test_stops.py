@@ -2,11 +2,15 @@
 
 import functools
 from dataclasses import replace
+from types import SimpleNamespace
 
+import mlx.core as mx
 import pytest
 
+import mlx_mtp.decode
 from mlx_mtp import generate, generate_batch
 from mlx_mtp.conversation import Conversation
+from mlx_mtp.decode import Built, Ledger, RowLimits
 from mlx_mtp.errors import PromptError
 from pairs import golden_pair
 from talks import check_rows, golden_rows, golden_text, take, with_characters, with_eos
@@ -98,6 +102,41 @@ def test_batch_rows_ending_in_different_rounds_are_their_solo_runs(k):
     for prompt, out in zip(prompts, together, strict=True):
         solo = generate(pair, prompt, max_tokens=24, num_draft_tokens=k)
         assert (out.tokens, out.finish_reason) == (solo.tokens, solo.finish_reason)
+
+
+def test_an_ended_row_stands_still(monkeypatch):
+    """It would otherwise run past the end of its buffers while others go on."""
+    rows: list[tuple[bool, int]] = []
+    dispatch = mlx_mtp.decode._dispatch
+
+    def watched(built: mlx_mtp.decode.Built) -> None:
+        dispatch(built)
+        rows.append((built.state.active.tolist()[0], built.state.length.tolist()[0]))
+
+    monkeypatch.setattr(mlx_mtp.decode, "_dispatch", watched)
+    (short, text), (long, _) = golden_text("e2b", "short"), golden_text("e2b", "long")
+    eos = next(token for i, token in enumerate(text) if i > 3 and token not in text[:i])
+    outs = generate_batch(with_eos(pair_of("e2b"), eos), [short, long], max_tokens=30, num_draft_tokens=2)
+    assert outs[0].stats.rounds + 3 < outs[1].stats.rounds
+    after = rows[outs[0].stats.rounds + 1 :]
+    assert len(after) > 3 and len(set(after)) == 1 and after[0][0] is False
+
+
+def test_a_step_ends_where_its_row_does():
+    """Before any text is made of it: cut after EOS, at max_tokens, and to nothing where no choice was sound."""
+    state = SimpleNamespace(length=mx.array([9] * 4), active=mx.array([True] * 4))
+    limits = [
+        RowLimits(2, frozenset()),
+        RowLimits(9, frozenset({6})),
+        RowLimits(9, frozenset({8})),
+        RowLimits(9, frozenset()),
+    ]
+    ledger = Ledger(state, limits)
+    built = Built(state, mx.array([[5, 6, 7, 8]] * 4), mx.array([3, 3, 1, -1]), 3, False)
+    step = ledger.record(built, traced_meanwhile=False)
+    assert step.tokens == ((5, 6), (5, 6), (5, 6), ())
+    assert step.finish == ("length", "stop", None, "error")
+    assert ledger.longest == 11 and not ledger.all_ended
 
 
 def test_batch_rows_ending_at_a_stop_string():
