@@ -70,13 +70,11 @@ def decode(
             policy.observe(step.verified, [n for n in step.accepted if n >= 0], step.seconds)
             if ledger.all_ended:
                 del ahead
-            elif any(step.finish):
-                # The next round was built with a row that has ended: describe it again without.
-                del ahead
-                current = _build(rounds, ledger.without_ended(current.state), ledger, policy, sampler)
-                _dispatch(current)
             else:
                 mx.eval(current.state.drafts)  # no reader of K/V is in flight when the next round writes
+                if any(step.finish):
+                    # The next round was built with a row that has ended: describe it again without.
+                    ahead = _build(rounds, ledger.without_ended(current.state), ledger, policy, sampler)
                 current = ahead
                 del ahead
                 _dispatch(current)

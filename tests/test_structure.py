@@ -16,6 +16,7 @@ import pytest
 import mlx_mtp.decode
 import mlx_mtp.round
 import mlx_mtp.verify
+from mlx_mtp import generate_batch
 from mlx_mtp.conversation import Conversation, make_request, start_row
 from mlx_mtp.pair import Pair
 from mlx_mtp.round import play_round
@@ -23,7 +24,7 @@ from mlx_mtp.sampling import Sampling, sampler_class
 from mlx_mtp.state import State, bucket_for, capacity_for, kv_shapes
 from mlx_mtp.turns import History
 from pairs import VARIANTS, golden_pair
-from talks import golden_text
+from talks import golden_text, with_eos
 
 GREEDY = Sampling(temperature=0.0)
 SAMPLER = sampler_class([GREEDY])
@@ -132,12 +133,13 @@ def test_drafts_are_done_before_the_next_round_is_dispatched(monkeypatch, k):
 
     monkeypatch.setattr(mlx_mtp.decode, "mx", Watched())
     monkeypatch.setattr(mlx_mtp.decode, "_dispatch", dispatch)
-    ids, text = golden_text("e2b", "short")
-    out = Conversation(pair_of("e2b")).generate(ids, max_tokens=14, num_draft_tokens=k)
-    assert out.tokens == text[:14]
-    first = events.index("dispatch")
-    rounds = events.count("dispatch")
-    assert rounds >= out.stats.rounds > 2
+    prompts = [golden_text("e2b", "short")[0], golden_text("e2b", "long")[0]]
+    # Rows end in different rounds, after which the round built ahead is built again.
+    pair = with_eos(pair_of("e2b"), golden_text("e2b", "short")[1][6])
+    outs = generate_batch(pair, prompts, max_tokens=14, num_draft_tokens=k)
+    assert len({out.stats.rounds for out in outs}) == 2
+    first, rounds = events.index("dispatch"), events.count("dispatch")
+    assert rounds >= max(out.stats.rounds for out in outs) > 2
     assert events[first:] == ["dispatch", *["wait", "dispatch"] * (rounds - 1)]
 
 
@@ -232,7 +234,7 @@ def driver_peak(pair: Pair, chunks: int) -> int:
     stream = Conversation(replace(pair, max_context=LARGE)).stream(
         ids, max_tokens=LARGE - 4096, num_draft_tokens=3
     )
-    tokens = [token for _ in range(3) for token in next(stream).tokens]
+    tokens = list(next(stream).tokens)
     mx.reset_peak_memory()
     tokens += [token for _ in range(chunks) for token in next(stream).tokens]
     peak = mx.get_peak_memory() - base
