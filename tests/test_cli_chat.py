@@ -174,7 +174,9 @@ def test_without_a_model_it_says_what_to_type():
 def test_the_demo_pair_says_what_it_is():
     done = run_main("chat", "demo", stdin=b"/exit\n")
     assert done.returncode == 0
-    assert "It is no assistant" in done.stderr.decode()
+    said = done.stderr.decode()
+    assert "It is not Gemma" in said
+    assert "It is no assistant" in said
 
 
 def test_a_reply_stopped_while_the_prompt_is_read_is_taken_back(model):

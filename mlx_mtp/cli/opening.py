@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from mlx_mtp.pair import Pair
 
 DEMO_NOTICE = """\
-demo: a tiny model trained for this program on Python's standard library and its documentation. It shows how
-multi-token prediction works here: it writes Python-like code and answers questions about Gemma, MTP, MLX and
-this program. It is no assistant: what it says about anything else is mostly wrong."""
+demo: a tiny model made for this program, trained on Python's standard library,
+its documentation and questions about MTP. It is not Gemma. It shows how drafting
+works: it writes Python-like code and answers questions about Gemma, MTP, MLX and
+this program. It is no assistant: all else that it says is mostly wrong."""
 
 
 def open_pair(model: str, drafter: str) -> "Pair":
