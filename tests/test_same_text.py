@@ -24,7 +24,7 @@ TEMPERATURES, TOP_KS, TOP_PS, DRAFTERS = (
     (0.0, 0.7, 1.0, 1.5),
     (0, 20, 64),
     (1.0, 0.9),
-    ("random", "half", "perfect"),
+    ("wrong", "half", "perfect", "random"),
 )
 PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2}
 
@@ -52,7 +52,7 @@ class Case:
         return f"{self.variant} {sampling} k{self.k} batch{self.batch} {self.drafter}"
 
 
-ORDER = 501  # with it 24 cases hold 287 of the 311 pairs of values from two axes
+ORDER = 1402  # with it 24 cases hold 305 of the 335 pairs of values from two axes
 
 
 def dealt(values: Sequence[Any], count: int, order: int) -> list[Any]:
@@ -96,7 +96,7 @@ def decoded(
     with patch.context() as patched:
         if drafter != "random":
             script = [prompt + text for prompt, text in zip(PROMPTS, texts, strict=False)]
-            right = {"half": 0.5, "perfect": 1.0}[drafter]
+            right = {"wrong": 0.0, "half": 0.5, "perfect": 1.0}[drafter]
             patched.setattr(mlx_mtp.round, "draft", ScriptedDrafts(script[: len(rows)], right))
         if len(rows) == 1:
             return [generate(pair, PROMPTS[0], max_tokens=TOKENS, sampling=rows[0], num_draft_tokens=k)]
@@ -109,10 +109,13 @@ def agrees_as_meant(reply: Generation, k: int, drafter: str) -> bool:
     """Whether the drafter was as good as its name says, so that the rounds ended where they should."""
     if k == 0:
         return reply.stats.drafted == 0
+    if drafter == "wrong":
+        return reply.stats.accepted == 0
     if drafter == "perfect":
         return reply.stats.rounds == -(-(TOKENS - 1) // (k + 1))
     first_right = reply.stats.accepted_by_position[0] / reply.stats.rounds
-    return first_right < 0.4 if drafter == "random" else 0.2 < first_right < 0.9
+    # Flat distributions let even a random drafter agree, because it draws with the target's noise.
+    return first_right < 0.7 if drafter == "random" else 0.2 < first_right < 0.9
 
 
 def check(case: Case, pair: Pair, texts: list[list[int]], patch: pytest.MonkeyPatch) -> None:
@@ -134,7 +137,7 @@ def test_text_is_that_of_plain_decoding_alone(case: Case, monkeypatch: pytest.Mo
 def test_text_is_that_of_plain_decoding_alone_in_every_combination(
     setting: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """k 0 to 6, batch 1 and 3, three drafters; the five shapes take turns."""
+    """k 0 to 6, batch 1 and 3, four drafters; the five shapes take turns."""
     variant = VARIANTS[SETTINGS.index(setting) % 5]
     pair = golden_pair(variant, drafter=random_drafter(variant))
     texts = plain_texts(pair, settings_of_rows(setting, 3))
