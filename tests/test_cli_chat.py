@@ -118,8 +118,10 @@ def test_ctrl_c_twice_at_an_empty_prompt_leaves_with_130(model):
 
 def test_line_editing_on_a_terminal_of_20_columns(model):
     chat = Terminal(model, *SHORT, term="xterm", columns=20)
+    chat.ready()
     chat.send("Why is tge\x7f\x7fhe sky blue today, and not green?\r")
     chat.expect(r"\d tok")
+    chat.ready()
     chat.sendeof()
     assert chat.left_with() == 0
 
