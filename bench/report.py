@@ -31,6 +31,7 @@ def alternate(
     """Run the arms A B .. A B .., the first `warm_ups` passes discarded; refuse arms that disagree on the tokens."""
     runs: dict[str, list[Run]] = {name: [] for name in arms}
     for turn in range(warm_ups + repeats):
+        print(f"pass {turn + 1} of {warm_ups + repeats}", file=sys.stderr, flush=True)
         for name, arm in arms.items():
             run = arm()
             if turn >= warm_ups:
