@@ -3,6 +3,7 @@
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_mtp.config import DrafterConfig, TargetConfig
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
@@ -35,14 +36,14 @@ def quantised_tensors(config: TargetConfig | DrafterConfig, dtype: mx.Dtype, see
             tensors[name] = mx.random.uniform(0.8, 1.2, shape, key=key).astype(dtype)
             mx.eval(tensors[name])
         else:
-            tensors[name] = quantised_matrix(shape, dtype, key)
+            tensors[name] = quantised_matrix(shape, dtype, np.random.default_rng((seed, number)))
     return tensors
 
 
-def quantised_matrix(shape: tuple[int, ...], dtype: mx.Dtype, key: mx.array) -> QuantizedWeight:
+def quantised_matrix(shape: tuple[int, ...], dtype: mx.Dtype, rng: np.random.Generator) -> QuantizedWeight:
     """[..., N, K] of 4-bit values spread evenly about zero, so that products keep the size of their input."""
     *outer, width = shape
-    packed = mx.random.bits((*outer, width * BITS // 32), key=key)
+    packed = mx.array(rng.integers(0, 2**32, (*outer, width * BITS // 32), dtype=np.uint32))
     step = width**-0.5 / 4.6  # 4.6: standard deviation of 0 .. 15
     scales = mx.full((*outer, width // GROUP), step, dtype)
     biases = mx.full(scales.shape, -7.5 * step, dtype)
