@@ -68,10 +68,13 @@ def run_cli(
     )
 
 
-def run_main(*words: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def run_main(
+    *words: str | Path, stdin: bytes = b"", screen: io.BytesIO | None = None
+) -> subprocess.CompletedProcess[bytes]:
     """The same within this process, which saves starting one: for what depends on neither signals nor streams."""
     words = tuple(map(str, words))
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    outputs = (screen or io.BytesIO(), io.BytesIO())
+    out, err = (io.TextIOWrapper(output, encoding="utf-8", write_through=True) for output in outputs)
     given = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
     with mock.patch.multiple(sys, argv=["mlx-mtp", *words], stdin=given, stdout=out, stderr=err):
         try:
