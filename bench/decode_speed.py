@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from demo_models import held_out_code, load_mlx_lm, load_ours
+from demo_models import held_out_chat, held_out_code, load_mlx_lm, load_ours
 from preload import MARK, check_preloaded, rerun_with
 from report import Run, alternate, machine, milliseconds_a_token, record, rounded, save
 
@@ -61,7 +61,10 @@ def play_mlx_lm(model: Any, prompts: list[list[int]], tokens: int) -> Run:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     pair = load_ours(args.target)
-    prompts = held_out_code(args.target, args.prompts)
+    chat = args.kind == "chat"
+    prompts = (
+        held_out_chat(pair, args.target, args.prompts) if chat else held_out_code(args.target, args.prompts)
+    )
     arms: dict[str, Callable[[], Run]] = {
         name: partial(play_ours, Conversation(pair), prompts, args.tokens, drafts)
         for name, drafts in [("plain", 0), *((f"k={k}", k) for k in range(1, 7)), ("auto", "auto")]
@@ -88,6 +91,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("target", nargs="?", default="demo", help='"demo" or the target folder of a pair')
+    parser.add_argument("--kind", choices=("code", "chat"), default="code", help="of held-out prompts")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=200, help="a prompt")
     parser.add_argument("--repeats", type=int, default=5)

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx_mtp
 from mlx_mtp.cli.against_mlx_lm import file_limits_kept
 from mlx_mtp.pair import Pair, locate
+from mlx_mtp.prompt import prompt_ids
 
 
 def load_ours(target: str) -> Pair:
@@ -38,6 +39,13 @@ def held_out_code(target: str, count: int) -> list[list[int]]:
         sys.exit(f"{path}: not found; examples/train_demo_pair/held_out.py writes it")
     prompts = json.loads(Path(path).read_text())["code"]
     return [list(prompt["ids"]) for prompt in prompts[:count]]
+
+
+def held_out_chat(pair: Pair, target: str, count: int) -> list[list[int]]:
+    """Token ids of the first `count` held-out questions, in the pair's chat template."""
+    questions = json.loads((locate(target).parent / "held_out.json").read_text())["chat"][:count]
+    chats = [[{"role": "user", "content": question["question"]}] for question in questions]
+    return [prompt_ids(pair.prompt_format, chat).ids for chat in chats]
 
 
 def long_prompt(target: str, tokens: int) -> list[int]:
