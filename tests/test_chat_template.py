@@ -167,6 +167,10 @@ def test_escapes_are_refused_or_give_nothing(source: str) -> None:
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ 'x' | nosuchfilter }}", "nosuchfilter"),
         ("{{ namespace }}", "prints a type"),
+        (
+            "{% for i in range(20) %}" + "a" * 10**5 + "{% endfor %}",
+            "its text has more than 1,048,976 characters",
+        ),
         ("(" * 5000 + "{{" + "(" * 5000, "failed"),
         ("{{ " + "[" * 5000 + "]" * 5000 + " }}", "failed"),
         ("x" * (MAX_TEMPLATE_CHARS + 1), f"at most {MAX_TEMPLATE_CHARS:,} characters"),
