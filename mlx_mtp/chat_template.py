@@ -97,7 +97,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
 
     def range(self, *bounds: int) -> range:
         numbers = range(*bounds)
-        self.meter.charge(len(numbers))
+        self.meter.charge(len(numbers) * VALUE_COST)
         return numbers
 
     def listed(self, value: Iterable[Any]) -> list[Any]:

@@ -58,6 +58,12 @@ def doubling(step: str, start: str = "'a'") -> str:
     return DOUBLING.format(step=step, start=start)
 
 
+def compared(pair: str) -> str:
+    """Two equal values of 2^60 parts, each made of 60 objects."""
+    step = f"{{% set n.x = {pair.format('n.x')} %}}{{% set n.y = {pair.format('n.y')} %}}"
+    return f"{{% set n = namespace(x=1, y=1) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ n.x == n.y }}}}"
+
+
 BOMBS = {
     "product": "{{ 'a' * 10**9 }}",
     "product the other way": "{{ 10**9 * 'a' }}",
@@ -75,12 +81,18 @@ BOMBS = {
     "replace": doubling("{% set n.x = n.x | replace('a', 'aa') %}"),
     "replace method": doubling("{% set n.x = n.x.replace('a', 'aa') %}"),
     "nested lists": doubling("{% set n.x = [n.x, n.x] %}"),
-    "nested lists compared": doubling("{% set n.x = [n.x, n.x] %}{% set y = n.x == n.x %}"),
+    "nested lists compared": compared("[{0}, {0}]"),
+    "nested dict calls compared": compared("dict(a={0}, b={0})"),
     "nested dicts": doubling("{% set n.x = {'a': n.x, 'b': n.x} %}"),
     "nested dict calls": doubling("{% set n.x = dict(a=n.x, b=n.x) %}"),
     "nested tuples as keys": doubling("{% set n.x = (n.x, n.x) %}{% set y = {n.x: 1} %}"),
     "namespaces printed": doubling("{% set n.x = namespace(a=n.x, b=n.x) %}") + "{{ n.x | upper }}",
-    "json": "{{ (['a' * 10**6] * 15) | tojson }}{{ (['a' * 10**6] * 15) | tojson }}",
+    "long separator": "{{ ([''] * 10**5) | join('a' * 10**5) }}",
+    "long separator by method": "{{ ('a' * 10**5).join([''] * 10**5) }}",
+    "long replacement": "{{ big | replace('b', 'a' * 10**5) }}",
+    "long replacement by method": "{{ big.replace('b', 'a' * 10**5) }}",
+    "search of a range": "{{ 1.5 in range(10**12) }}",
+    "json layout": "{{ many | tojson(indent=256) }}",
     "json indent": "{{ [1] | tojson(indent=10**9) }}",
     "indent": "{{ 'a' | indent(10**9, true) }}",
     "mapped copies": "{% set s = 'a' * 10**6 %}{{ ([s] * 15) | map('upper') | map('lower') | list }}",
@@ -97,7 +109,7 @@ BOMBS = {
     "range": "{{ range(10**9) | list }}",
     "long output": "{% for i in range(10**5) %}{{ 'aaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
     "long constant output": "{% for i in range(10**5) %}" + "a" * 100 + "{% endfor %}",
-    "captured constant": "{% set x %}{% for i in range(10**6) %}" + "a" * 10**5 + "{% endfor %}{% endset %}",
+    "captured constant": "{% set x %}{% for i in range(10**4) %}" + "a" * 10**5 + "{% endfor %}{% endset %}",
     "loops that print nothing": "{% set r = range(10**4) %}"
     + "{% for a in r %}" * 4
     + "{% set x = a %}"
@@ -120,8 +132,8 @@ def test_bombs_are_stopped_in_bounded_time_and_memory(name: str, monkeypatch: py
     tracemalloc.start()
     began = time.thread_time()
     try:
-        with pytest.raises(PromptError, match=r"the chat template (is stopped|failed)"):
-            rendered(BOMBS[name], big="b" * 10**6)
+        with pytest.raises(PromptError, match=r"the chat template (is stopped|failed \((?!MemoryError))"):
+            rendered(BOMBS[name], big="b" * 10**6, many=[[[0] * 10**6]])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
