@@ -2,8 +2,8 @@
 
 The sandbox is Jinja's immutable one, cut down to the filters and methods that chat templates use.
 Whatever makes text or lists is charged to a meter before it happens, and every loop and macro body ticks,
-so that a template ends within TIME_LIMIT_S of processor time and a memory bound proportional to its
-input. No thread, signal or subprocess is needed, and the host's limits stay as they are.
+so that a template ends within bounds of processor time and memory that follow from the size of its input.
+No thread, signal or subprocess is needed, and the host's limits stay as they are.
 """
 
 import datetime
@@ -35,6 +35,7 @@ _STR_METHODS = frozenset(
     title upper
     """.split()
 )
+_TICK, _TILDE, _LITERAL = " tick", " tilde", " literal"  # names that no template can write
 _CONTAINER_METHODS = frozenset("copy count get index items keys values".split())
 
 
@@ -63,6 +64,9 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             "safe": self.text,
             "string": self.text,
             "tojson": self.tojson,
+            _LITERAL: self.literal,
+            _TICK: meter.charge,
+            _TILDE: self.tilde,
         }
         self.globals = {
             "dict": dict,
@@ -82,7 +86,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         self.meter.charge_value(value)
         return str(value)
 
-    def tilde(self, *parts: Any) -> str:
+    def tilde(self, parts: Iterable[Any]) -> str:
         """What `~` does."""
         return "".join([self.text(part) for part in parts])
 
@@ -91,13 +95,9 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         self.meter.charge_value(value)
         return value
 
-    def tick(self, amount: int) -> None:
-        """One turn of a loop or macro whose constant text has `amount` characters."""
-        self.meter.charge(amount)
-
     def range(self, *bounds: int) -> range:
         numbers = range(*bounds)
-        self.meter.charge(len(numbers) * VALUE_COST)
+        self.meter.charge(len(numbers))
         return numbers
 
     def listed(self, value: Iterable[Any]) -> list[Any]:
@@ -217,7 +217,7 @@ def render(source: str, variables: Mapping[str, Any], *, input_chars: int) -> st
         )
     most = 4 * input_chars + (1 << 20)
     try:
-        sandbox = ChatSandbox(Meter(budget=(1 << 24) + 128 * input_chars))
+        sandbox = ChatSandbox(Meter(input_chars))
         template = sandbox.template_class.from_code(sandbox, _compiled(source), sandbox.globals)
         parts, length = [], 0
         for part in template.generate(**variables):
@@ -231,7 +231,8 @@ def render(source: str, variables: Mapping[str, Any], *, input_chars: int) -> st
         ) from error
     except LimitExceeded as error:
         raise PromptError(
-            f"the chat template is stopped because {error}; use the template published with the model"
+            f"the chat template is stopped because {error}; "
+            "shorten the conversation, or use the template published with the model"
         ) from error
     except Exception as error:  # a foreign program can fail in any way
         raise PromptError(
@@ -248,14 +249,14 @@ class Refusal(jinja2.TemplateError):
 @functools.lru_cache(maxsize=8)
 def _compiled(source: str) -> CodeType:
     """-> the template's code with the meter's calls put in."""
-    sandbox = ChatSandbox(Meter(budget=1 << 24))
+    sandbox = ChatSandbox(Meter(len(source)))
     tree = sandbox.parse(source)
     _put_meter_in(tree)
     return sandbox.compile(tree)
 
 
 def _put_meter_in(tree: nodes.Node) -> None:
-    """Make loops and macros tick, and `~` and literals call the sandbox, which else would not see them."""
+    """Make loops and macros tick, and put `~` and literals through filters: nothing else would see them."""
     for node in list(tree.iter_child_nodes()):
         _put_meter_in(node)
     for field, value in list(tree.iter_fields()):
@@ -265,21 +266,20 @@ def _put_meter_in(tree: nodes.Node) -> None:
             setattr(tree, field, _metered(value))
     if isinstance(tree, nodes.For | nodes.Macro | nodes.CallBlock):
         constant = sum(len(data.data) for data in tree.find_all(nodes.TemplateData))
-        tick = _sandbox_call("tick", [nodes.Const(constant + 1)])
-        tree.body.insert(0, nodes.ExprStmt(tick))
+        tree.body.insert(0, nodes.ExprStmt(_filtered(nodes.Const(constant + 1), _TICK)))
 
 
 def _metered(node: Any) -> Any:
     if isinstance(node, nodes.Concat):
-        return _sandbox_call("tilde", node.nodes)
+        return _filtered(nodes.Tuple(node.nodes, "load"), _TILDE)
     loads = not isinstance(node, nodes.Tuple) or node.ctx == "load"
     if isinstance(node, nodes.List | nodes.Dict | nodes.Tuple) and loads:
-        return _sandbox_call("literal", [node])
+        return _filtered(node, _LITERAL)
     return node
 
 
-def _sandbox_call(method: str, args: list[Any]) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(method), args, [], None, None)
+def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)
 
 
 def _charged(meter: Meter, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -288,8 +288,8 @@ def _charged(meter: Meter, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def charged(*args: Any, **kwargs: Any) -> Any:
         for arg in args:
-            if isinstance(arg, str | list | tuple):
-                meter.charge(len(arg) + 1)
+            if isinstance(arg, str | list | tuple | range):
+                meter.charge(len(arg) * (VALUE_COST if isinstance(arg, range) else 1))
         return function(*args, **kwargs)
 
     return charged

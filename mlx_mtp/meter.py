@@ -4,6 +4,8 @@ import time
 from collections.abc import Mapping
 
 TIME_LIMIT_S = 5.0
+EXTRA_TIME_S, EXTRA_PER_CHAR_S = 60.0, 1e-4  # Gemma's template is quadratic in the number of messages
+BUDGET, BUDGET_PER_CHAR = 1 << 24, 128
 MAX_INTEGER_BITS = 1 << 12
 VALUE_COST = 8  # what an object counts for besides its characters
 MAX_SMALL = 256  # characters to strip, columns to indent, length of a date format
@@ -14,23 +16,24 @@ class LimitExceeded(Exception):
 
 
 class Meter:
-    """Counts what one rendering makes, in characters and list items, and its processor time."""
+    """Counts what one rendering of `input_chars` characters makes, and its processor time."""
 
-    def __init__(self, budget: int) -> None:
-        self._left = budget
+    def __init__(self, input_chars: int) -> None:
+        self.left = BUDGET + BUDGET_PER_CHAR * input_chars
         self._calls = 0
-        self._deadline = time.thread_time() + TIME_LIMIT_S
+        self.seconds = TIME_LIMIT_S + min(EXTRA_TIME_S, EXTRA_PER_CHAR_S * input_chars)
+        self._deadline = time.thread_time() + self.seconds
 
     def charge(self, amount: int) -> None:
         """Account for `amount` characters or items; raises LimitExceeded before they are made."""
-        self._left -= amount
-        if self._left < 0:
+        self.left -= amount
+        if self.left < 0:
             raise LimitExceeded("it makes too much text")
         self._calls += 1
         if amount < 1000 and self._calls % 64:
             return  # reading the clock costs as much as most operations
         if time.thread_time() > self._deadline:
-            raise LimitExceeded(f"it runs for more than {TIME_LIMIT_S:g} s")
+            raise LimitExceeded(f"it runs for more than {self.seconds:.0f} s")
 
     def charge_value(self, value: object) -> None:
         """Charge a value's size, a part as often as it occurs: nested lists can hold one 2^n times."""

@@ -91,6 +91,7 @@ BOMBS = {
     "long separator by method": "{{ ('a' * 10**5).join([''] * 10**5) }}",
     "long replacement": "{{ big | replace('b', 'a' * 10**5) }}",
     "long replacement by method": "{{ big.replace('b', 'a' * 10**5) }}",
+    "sorted range": "{% set r = range(10**7) %}{{ [r | sort, r | sort, r | sort] | length }}",
     "search of a range": "{{ 1.5 in range(10**12) }}",
     "json layout": "{{ many | tojson(indent=256) }}",
     "json indent": "{{ [1] | tojson(indent=10**9) }}",
@@ -210,17 +211,24 @@ def test_compiling_is_bounded(part: str) -> None:
 
 
 def test_long_conversations_stay_far_from_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1,000 messages of 100 characters, split and joined as Gemma's template does with an assistant's."""
+    """500 messages, each split, joined, and compared with all before it, as in Gemma's own template."""
     charged = []
-    count = meter.Meter.charge
-    monkeypatch.setattr(meter.Meter, "charge", lambda self, n: (charged.append(n), count(self, n))[1])
+    charge = meter.Meter.charge
+    monkeypatch.setattr(meter.Meter, "charge", lambda self, n: (charged.append(n), charge(self, n))[1])
     source = (
         "{% macro kept(text) %}{% set n = namespace(s='') %}{% for p in text.split('|') %}"
         "{% set n.s = n.s + p %}{% endfor %}{{ n.s | trim }}{% endmacro %}"
         "{% for m in messages %}{% set body %}{{ kept(m['content']) }}{% endset %}"
+        "{% for j in range(loop.index0 - 1, -1, -1) %}{% if messages[j]['role'] == 'tool' %}!{% endif %}{% endfor %}"
         "{{ m['role'] ~ '\n' ~ body ~ (messages[loop.index0:] | length) }}{% endfor %}"
     )
-    messages = [{"role": "user", "content": "ab cd efg|" * 10} for _ in range(1000)]
-    text = render(source, {"messages": messages}, input_chars=100_000)
-    assert text.count("ab cd efg") == 1000 * 10
-    assert sum(charged) < (1 << 24) + 128 * 100_000
+    messages = [{"role": "user", "content": "ab cd efg|" * 10} for _ in range(500)]
+    text = render(source, {"messages": messages}, input_chars=50_000)
+    assert text.count("ab cd efg") == 500 * 10
+    assert sum(charged) < meter.Meter(50_000).left / 4
+
+
+def test_more_time_for_longer_conversations() -> None:
+    assert meter.Meter(0).seconds == meter.TIME_LIMIT_S
+    assert meter.Meter(100_000).seconds == meter.TIME_LIMIT_S + 10
+    assert meter.Meter(10**9).seconds == meter.TIME_LIMIT_S + meter.EXTRA_TIME_S
