@@ -44,6 +44,25 @@ class MemoryRefusal(MtpError):
     exit_code = 4
 
 
+class HubError(MtpError):
+    """A model cannot be found, reached or downloaded from the hub."""
+
+    code = "hub"
+    exit_code = 5
+
+
+class StorageError(MtpError):
+    """A disk is full, or a folder cannot be written."""
+
+    code = "storage"
+
+
+class MachineError(MtpError):
+    """This machine cannot run models: no Metal on a Mac, an emulated Python, untested versions."""
+
+    code = "machine"
+
+
 class GenerationError(MtpError):
     """Generation cannot continue, for example because logits became NaN."""
 
