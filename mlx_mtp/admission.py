@@ -39,7 +39,7 @@ def admit_model(
     context: int,
     estimate_at: Callable[[int], "MemoryEstimate"] | None = None,
 ) -> None:
-    """Refuse a model that does not fit: into the machine's budget, or into `free` bytes if given (live, before loading).
+    """Refuse a model that exceeds the machine's budget or, where given, what is `free` (live, before loading).
 
     `estimate` is for `context` tokens; with `estimate_at` the refusal says which smaller context would fit. Raises
     MemoryRefusal with the figures and what to do instead.
@@ -82,7 +82,7 @@ def gigabytes(count: int) -> str:
 def _context_that_fits(
     estimate_at: Callable[[int], "MemoryEstimate"] | None, context: int, room: int
 ) -> list[str]:
-    """A remedy with the largest context, by halves of a power of two, at which the model fits; none if there is none."""
+    """A remedy naming the largest power of two below `context` at which the model fits, if there is one."""
     if estimate_at is None or context <= SMALLEST_CONTEXT:
         return []
     smaller = 1 << (context - 1).bit_length() - 1
