@@ -107,7 +107,7 @@ def write_json_file(path: Path, value: Any, *, key: object = None) -> str | None
 
     A warning about the same folder is given once. What was there stays until the new file is complete on disk.
     """
-    text = json.dumps({"mlx_mtp": VERSION, "key": key, "value": value}, allow_nan=False, ensure_ascii=False)
+    text = json.dumps({"mlx_mtp": VERSION, "key": key, "value": value}, allow_nan=False)
     try:
         write_bytes(path, text.encode())
     except StorageError as error:
