@@ -1,5 +1,6 @@
 """One target pass over the last committed token and its drafts, writing their K/V as it goes."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -64,10 +65,12 @@ def run_rows(
     bucket: int,
     first_layer: int = 0,
     write: bool = True,
+    on_layer: Callable[[int, mx.array], None] | None = None,
 ) -> tuple[mx.array, KeysValues]:
     """Layers `first_layer`.. on x [B, M, H] -> post-norm hidden [B, M, H] and the K/V after its writes.
 
-    `write=False` is for rows whose K/V stand in the buffers already (the end of a prefill).
+    `write=False` is for rows whose K/V stand in the buffers already (the end of a prefill). `on_layer(i, x)` is shown
+    the residual stream [B * M, H] after each layer, for measurements.
     """
     batch, rows, _ = x.shape
     new_kv, sources = list(kv), target.text.kv_source
@@ -80,6 +83,8 @@ def run_rows(
         rotation = rotations[layer.kind]
         attention = partial(_attention, layer, rotation, new_kv, store, sources[i], batch, reach, bucket)
         x = run_layer(layer, x, attention, None if inputs is None else inputs[:, i])
+        if on_layer is not None:
+            on_layer(i, x)
     return final_norm(target, x).reshape(batch, rows, -1), tuple(new_kv)
 
 
