@@ -14,8 +14,9 @@ from mlx_mtp.config_fields import Fields
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.finite import scan_finite
-from mlx_mtp.headers import read_headers, read_json
+from mlx_mtp.headers import read_headers, weight_files
 from mlx_mtp.inventory import Inventory, Part, take_inventory
+from mlx_mtp.model_files import Seen, own_file, read_json, see
 from mlx_mtp.pair_check import check_pair
 from mlx_mtp.quantization import parse_quantization
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
@@ -45,6 +46,7 @@ class TargetCheckpoint:
     folder: Path
     quantized: str | None  # the most common format in words
     warnings: tuple[str, ...]
+    seen: tuple[Seen, ...]  # for `check_unchanged`, once the arrays are evaluated
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class DrafterCheckpoint:
     folder: Path
     quantized: str | None
     warnings: tuple[str, ...]
+    seen: tuple[Seen, ...]
 
 
 def read_target(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = True) -> TargetCheckpoint:
@@ -68,7 +71,10 @@ def read_target(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = Tru
     config = read_target_config(folder)
     inventory = check_files(folder, config, scan)
     tensors, quantized = load_tensors(inventory, dtype), inventory.usual_format()
-    return TargetCheckpoint(config, tensors, read_generation(folder), folder, quantized, inventory.warnings)
+    generation = read_generation(folder)
+    return TargetCheckpoint(
+        config, tensors, generation, folder, quantized, inventory.warnings, inventory.seen
+    )
 
 
 def read_drafter(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = True) -> DrafterCheckpoint:
@@ -78,7 +84,9 @@ def read_drafter(folder: Path, *, dtype: mx.Dtype | None = None, scan: bool = Tr
     tensors = load_tensors(inventory, dtype)
     if config.num_centroids:
         tensors[TOKEN_ORDERING] = checked_ordering(tensors[TOKEN_ORDERING], config.text.vocab_size, folder)
-    return DrafterCheckpoint(config, tensors, folder, inventory.usual_format(), inventory.warnings)
+    return DrafterCheckpoint(
+        config, tensors, folder, inventory.usual_format(), inventory.warnings, inventory.seen
+    )
 
 
 def read_target_config(folder: Path) -> TargetConfig:
@@ -102,7 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_generation(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json(path) if own_file(folder, path.name) is not None else {}
     if not isinstance(generation, dict):
         raise CheckpointError(f"{path}: must hold a JSON object; download it again")
     return generation
@@ -111,11 +119,12 @@ def read_generation(folder: Path) -> dict[str, Any]:
 def check_files(folder: Path, config: TargetConfig | DrafterConfig, scan: bool) -> Inventory:
     """All that can be known from config and headers, and the scan for NaN."""
     claims = parse_quantization(read_config(folder), str(folder / "config.json"))
+    seen = tuple(see(file) for file in weight_files(folder)[0])
     headers, warnings = read_headers(folder)
     inventory = take_inventory(headers, config, claims, folder, warnings)
     if scan:
         scan_finite(inventory.infos())
-    return inventory
+    return replace(inventory, seen=seen)
 
 
 def load_tensors(inventory: Inventory, dtype: mx.Dtype | None) -> Tensors:

@@ -5,17 +5,17 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from mlx_mtp.errors import CheckpointError
+from mlx_mtp.model_files import own_file, read_json
 
 FLOATS = ("F32", "F16", "BF16")  # the types that weights, norms and scales may have
 INDEX = "model.safetensors.index.json"
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".npz", ".gguf", ".ckpt", ".pkl")
 SHARD_OF = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
-LONGEST_HEADER = 100_000_000  # the format's own limit, in bytes
+LONGEST_HEADER = 16 << 20  # bytes, of 100 MB that the format allows; the largest Gemma's has below 1 MB
 DOWNLOAD = "download it again"
 
 
@@ -29,16 +29,6 @@ class TensorInfo:
     file: Path
     offset: int
     nbytes: int
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; refuses one that is missing or not JSON."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: {path.name} is missing; download the model again")
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({str(error)[:80]}); {DOWNLOAD}") from None
 
 
 def read_headers(folder: Path) -> tuple[dict[str, TensorInfo], list[str]]:
@@ -62,11 +52,12 @@ def read_headers(folder: Path) -> tuple[dict[str, TensorInfo], list[str]]:
 def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The safetensors files that make up the model: those its index names, or model*.safetensors."""
     present = sorted(folder.glob("*.safetensors"))
-    if (folder / INDEX).is_file():
+    if own_file(folder, INDEX) is not None:
         named = indexed_files(folder)
         unused = [file.name for file in present if file not in named]
         return named, [f"not named by {INDEX}, so not read: {', '.join(unused[:5])}"] if unused else []
     files = [file for file in present if file.name.startswith("model")] or present
+    files = [file for file in files if own_file(folder, file.name) is not None]
     if not files:
         raise no_weights(folder)
     if len(files) > 1:
@@ -89,7 +80,7 @@ def indexed_files(folder: Path) -> list[Path]:
             )
         if not name.endswith(".safetensors"):
             raise CheckpointError(f"{folder / INDEX}: shards must be .safetensors, got {name!r}; {DOWNLOAD}")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if own_file(folder, name) is None]
     if missing:
         raise CheckpointError(
             f"{folder}: the index names {len(names)} shards and {len(missing)} of them are missing "

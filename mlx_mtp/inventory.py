@@ -8,6 +8,7 @@ from pathlib import Path
 from mlx_mtp.config import DrafterConfig, TargetConfig
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.headers import FLOATS, TensorInfo
+from mlx_mtp.model_files import Seen
 from mlx_mtp.quantization import QuantClaims, QuantFormat, stored_format
 from mlx_mtp.tensor_names import canonical_name, expected_tensors, is_shared_kv
 
@@ -43,6 +44,7 @@ class Inventory:
     parts: dict[str, dict[str, Part]]
     formats: dict[str, QuantFormat]
     warnings: tuple[str, ...] = field(default=())
+    seen: tuple[Seen, ...] = field(default=())  # the files before their headers were read
 
     def infos(self) -> Iterator[TensorInfo]:
         """Each stored tensor that is used, once."""

@@ -20,6 +20,7 @@ from typing import Any
 from mlx_mtp import chat_template
 from mlx_mtp.errors import CheckpointError, PromptError
 from mlx_mtp.messages import check_messages, check_tools, mapped, texts_of
+from mlx_mtp.model_files import own_file, read_json, read_text
 from mlx_mtp.tokenizer import Tokenizer, read_tokenizer
 
 TURN = "<|turn>"
@@ -65,7 +66,7 @@ def load_prompt_format(
     missing chat template is no error before a chat is asked for.
     """
     tokenizer = read_tokenizer(folder)
-    config = _read_json(folder / "tokenizer_config.json")
+    config = _read_object(folder, "tokenizer_config.json")
     size = tokenizer.vocab_size if vocab_size is None else vocab_size
     if tokenizer.vocab_size > size:
         raise CheckpointError(
@@ -244,10 +245,10 @@ def _check_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
 
 def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """-> the chat template: its own file, else the tokenizer's config, else the older chat_template.json."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return _read_text(path)
-    found = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
+    path = own_file(folder, "chat_template.jinja")
+    if path is not None:
+        return read_text(path)
+    found = config.get("chat_template") or _read_object(folder, "chat_template.json").get("chat_template")
     if isinstance(found, list):
         named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
         found = named.get("default")
@@ -256,26 +257,16 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     return found or None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
     """-> the object in a JSON file, {} where there is no such file."""
-    if not path.is_file():
+    if own_file(folder, name) is None:
         return {}
-    try:
-        content = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; download the model again") from error
+    content = read_json(folder / name)
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} must hold an object, got {type(content).__name__}; download the model again"
+            f"{folder / name} must hold an object, got {type(content).__name__}; download the model again"
         )
     return content
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; download the model again") from error
 
 
 def _token_text(token: Any) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import tokenizers
 
 from mlx_mtp.errors import CheckpointError, PromptError
+from mlx_mtp.model_files import LARGEST_TOKENIZER, own_file
 
 MAX_TEXT_CHARS = 1 << 22  # 16 characters a token at Gemma's longest context; refused before any slow work
 
@@ -90,8 +91,12 @@ class Tokenizer:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """-> the tokenizer in `folder`/tokenizer.json; raises CheckpointError where it is missing or damaged."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if own_file(folder, path.name) is None:
         raise CheckpointError(f"{path} is missing: a model needs its tokenizer; download the model again")
+    if path.stat().st_size > LARGEST_TOKENIZER:
+        raise CheckpointError(
+            f"{path}: must be at most {LARGEST_TOKENIZER >> 20} MB; download the model again"
+        )
     try:
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises nothing more specific

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_mtp.errors import CheckpointError
-from mlx_mtp.headers import read_json
+from mlx_mtp.model_files import LARGEST_TOKENIZER, read_json
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
@@ -14,7 +14,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     as JSON only, about half a second for 262 144 tokens.
     """
     path = folder / "tokenizer.json"
-    largest = largest_id(read_json(path))
+    largest = largest_id(read_json(path, largest=LARGEST_TOKENIZER))
     if largest is None:
         raise CheckpointError(f"{path}: must list its tokens under model.vocab; download the model again")
     if largest >= vocab_size:

@@ -6,6 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_mtp.errors import CheckpointError
+
 
 @dataclass(frozen=True, slots=True)
 class DenseWeight:
@@ -98,6 +100,15 @@ def load_weights(tensors: Mapping[str, Weight | mx.array]) -> None:
     """Evaluate every array, one tensor at a time.
 
     What is still lazy when a round is traced would become part of the trace and be computed again in every round.
+    Raises CheckpointError where a file ends earlier than its header said.
     """
-    for tensor in tensors.values():
-        mx.eval(tensor if isinstance(tensor, mx.array) else tensor.arrays)
+    for name, tensor in tensors.items():
+        try:
+            mx.eval(tensor if isinstance(tensor, mx.array) else tensor.arrays)
+        except RuntimeError as error:
+            if not str(error).startswith("[read]"):
+                raise
+            raise CheckpointError(
+                f"{name}: its file became shorter while it was read; wait until nothing writes to it and load the "
+                "model again"
+            ) from None

@@ -197,7 +197,7 @@ def test_wider_model_vocabulary_is_allowed(folder: Path) -> None:
         ("tokenizer.json", None, "tokenizer.json is missing"),
         ("tokenizer.json", "{", "tokenizer.json is damaged"),
         ("tokenizer.json", "<html>", "tokenizer.json is damaged"),
-        ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: cannot be read as JSON"),
         ("tokenizer_config.json", "[]", "must hold an object"),
         ("tokenizer_config.json", '{"chat_template": 5}', "chat_template must be text"),
         ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja cannot be read"),
