@@ -19,10 +19,12 @@ from mlx_mtp.config import TargetConfig
 from mlx_mtp.drafter import Drafter, make_drafter
 from mlx_mtp.errors import CheckpointError, PairError, ParameterError
 from mlx_mtp.exactness import rows_are_invariant
+from mlx_mtp.model_files import check_unchanged
 from mlx_mtp.prompt import PromptFormat, load_prompt_format
 from mlx_mtp.round import Rounds
 from mlx_mtp.sampling import Sampling
 from mlx_mtp.target import Target, make_target
+from mlx_mtp.versions import check_versions
 
 DEMO = "demo"
 
@@ -66,6 +68,7 @@ def load(
     configurations and the tokenizer can tell is refused before a weight file is opened.
     """
     _refuse_later_options(quantize, drafter_bits, revision)
+    version_warnings = check_versions()
     report = on_progress or (lambda message: None)
     folder = locate(target)
     if dtype is None and mx.default_device().type == mx.cpu:
@@ -80,18 +83,20 @@ def load(
 
     report(f"reading {folder}")
     checkpoint = read_target(folder, dtype=dtype)
-    warnings = list(checkpoint.warnings)
+    warnings = [*version_warnings, *checkpoint.warnings]
     small = None
     if drafter_folder is not None:
         report(f"reading {drafter_folder}")
         small_checkpoint = read_drafter(drafter_folder, dtype=dtype)
         small = make_drafter(small_checkpoint.config, small_checkpoint.tensors)
+        check_unchanged(small_checkpoint.seen)
         warnings += small_checkpoint.warnings
     elif drafter is not None:
         warnings.append(
             f"no drafter was found beside {folder}: decoding is plain; give drafter=PATH to use MTP"
         )
     model = make_target(checkpoint.config, checkpoint.tensors)
+    check_unchanged(checkpoint.seen)
     return Pair(
         name=str(target),
         target=model,

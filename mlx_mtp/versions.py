@@ -44,10 +44,11 @@ class Finding:
 
 
 def check_versions(packages: Sequence[str] = RUNNING) -> tuple[str, ...]:
-    """Raise MachineError where a package is missing or too old; -> warnings of arithmetic newer than was tested."""
+    """Raise MachineError where a package is too old; -> warnings of arithmetic newer than was tested."""
     findings = find_versions(packages)
     for finding in findings:
-        if not finding.works:
+        # Without a version it may still be there: an application's bundle often leaves the metadata out.
+        if finding.version is not None and not finding.works:
             raise MachineError(str(finding.trouble))
     return tuple(
         finding.trouble
