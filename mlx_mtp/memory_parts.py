@@ -1,0 +1,123 @@
+"""How many bytes each thing takes that is in memory while a model runs; the formulas are derived in docs/memory.md.
+
+Arithmetic on configurations only: nothing is allocated and no file is read.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TargetConfig, TextConfig
+from mlx_mtp.prefill import CHUNK, KEY_TILE, SCORES_PER_TILE
+from mlx_mtp.quantization import QuantClaims, QuantFormat
+from mlx_mtp.state import bucket_for, capacity_for, kv_shapes
+from mlx_mtp.tensor_names import expected_tensors
+from mlx_mtp.turns import CHECKPOINT_BYTES
+
+MIB = 2**20
+TOKEN_ORDERING = "masked_embedding.token_ordering"
+ROUTER_FORMAT = QuantFormat(
+    8, 64, "affine"
+)  # what mlx-lm's conversion gives a router, whatever it gives the rest
+MLP_PARTS = (".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj")
+TOKENS_A_TURN = 256  # how often a conversation leaves a checkpoint behind
+DRAFT_TOKENS = 8  # the most that num_draft_tokens="auto" plays (policy.CANDIDATES)
+
+# How many arrays of a kind are alive at once: counted in the code, then held against measured peaks.
+ARRAYS_OF_SCORES = 4  # scores, masked scores, weights, and one being made
+ARRAYS_OF_ROWS = 8  # rows of a chunk as wide as its widest product
+ARRAYS_OF_LOGITS = 6  # [B, rows, V] float32
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """How a model's matrices are stored: what config.json claims, or `dense_bytes` a number where it claims none.
+
+    dense_bytes: also of norms, scales and biases, and of activations; 4 where a CPU casts them to float32.
+    """
+
+    claims: QuantClaims = field(default_factory=QuantClaims)
+    dense_bytes: int = 2
+
+    def of(self, path: str, shape: tuple[int, ...]) -> QuantFormat | None:
+        """The format of the matrix at `path`, None where it is dense: a width that groups do not divide stays so."""
+        form = self.claims.by_path.get(path, self.claims.default)
+        return None if form is None or shape[-1] % form.group_size else form
+
+
+def formats_of_bits(
+    bits: int, names: dict[str, tuple[int, ...]], dense_bytes: int, mlp_bits: int | None = None
+) -> Formats:
+    """What mlx-lm's conversion to `bits` makes of these tensors; `mlp_bits` where the dense MLPs differ."""
+    if bits == 16:
+        return Formats(dense_bytes=dense_bytes)
+    by_path: dict[str, QuantFormat | None] = {
+        name: ROUTER_FORMAT for name in names if name.endswith("router.proj")
+    }
+    if mlp_bits is not None and mlp_bits != bits:
+        form = None if mlp_bits == 16 else QuantFormat(mlp_bits, 64, "affine")
+        by_path |= dict.fromkeys((name for name in names if name.endswith(MLP_PARTS)), form)
+    return Formats(QuantClaims(QuantFormat(bits, 64, "affine"), by_path), dense_bytes)
+
+
+def weight_bytes(config: TargetConfig | DrafterConfig, formats: Formats) -> int:
+    """Bytes of all tensors that the text model needs; towers for images and sound are never loaded."""
+    return sum(tensor_bytes(name, shape, formats) for name, shape in expected_tensors(config).items())
+
+
+def tensor_bytes(name: str, shape: tuple[int, ...], formats: Formats) -> int:
+    """Packed values, and a scale and bias a group (one byte of scale and no bias in the block-float formats)."""
+    count = math.prod(shape)
+    if name == TOKEN_ORDERING:
+        return 4 * count
+    form = formats.of(name, shape) if len(shape) > 1 else None
+    if form is None:
+        return formats.dense_bytes * count
+    groups = count // form.group_size
+    return count * form.bits // 8 + groups * (2 * formats.dense_bytes if form.mode == "affine" else 1)
+
+
+def kv_bytes(text: TextConfig, rows: int, batch: int, item: int) -> int:
+    """K and V buffers with room for `rows` tokens."""
+    return sum(2 * item * math.prod(shape) for shape in kv_shapes(text, batch, capacity_for(rows)))
+
+
+def grown_layer_bytes(text: TextConfig, rows: int, item: int) -> int:
+    """One full layer's K and V: `state.grow` has one layer at a time twice."""
+    return 2 * item * text.kv_heads_of(FULL) * capacity_for(rows) * text.head_dim_of(FULL)
+
+
+def ring_bytes(text: TextConfig, item: int) -> int:
+    """The sliding layers' K and V of one row, which is what a turn's checkpoint keeps."""
+    shapes = zip(text.layer_types[: text.first_shared_layer], kv_shapes(text, 1, 0), strict=True)
+    return sum(2 * item * math.prod(shape) for kind, shape in shapes if kind == SLIDING)
+
+
+def checkpoint_bytes(text: TextConfig, turns: int, item: int) -> int:
+    """Checkpoints of so many turns, oldest dropped over the budget; the newest is always kept."""
+    one = ring_bytes(text, item)
+    kept = min(turns, max(1, CHECKPOINT_BYTES // one)) if one else 0
+    return kept * one
+
+
+def prefill_bytes(text: TextConfig, rows: int, item: int) -> int:
+    """Scratch of one chunk while `rows` tokens are prefilled: a tile's scores, and rows of the widest product."""
+    chunk = min(CHUNK, rows)
+    keys = min(2 * KEY_TILE, rows)
+    scores = 4 * min(SCORES_PER_TILE * max(1, keys // KEY_TILE), text.num_heads * chunk * keys)
+    own_layers = range(max(1, text.first_shared_layer - 1))
+    widest = max(
+        max(text.mlp_size_of(i) for i in own_layers),
+        text.num_heads * max(text.head_dim, text.global_head_dim),
+        text.num_experts_per_token * max(text.moe_intermediate_size, text.hidden_size),
+        text.hidden_size,
+    )
+    per_layer = 3 * text.num_layers * text.per_layer_input_dim
+    return ARRAYS_OF_SCORES * scores + chunk * item * (ARRAYS_OF_ROWS * widest + per_layer)
+
+
+def round_bytes(text: TextConfig, context: int, batch: int, drafts: int) -> int:
+    """Scratch of one round with so many drafts: logits and what sampling makes of them, and attention's scores."""
+    rows = batch * (drafts + 1)
+    logits = 4 * rows * text.vocab_size
+    scores = 4 * rows * text.num_heads * bucket_for(context)
+    return ARRAYS_OF_LOGITS * logits + 3 * scores
