@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_mtp.errors import CheckpointError
-from mlx_mtp.headers import weight_files
+from mlx_mtp.headers import INDEX, weight_files
 from mlx_mtp.progress import OnProgress, Progress, silent
-from mlx_mtp.quantize_files import write_json, write_plan
+from mlx_mtp.quantize_files import COPIED, write_json, write_plan
 from mlx_mtp.quantize_plan import check_format, make_plan
 from mlx_mtp.whole_folder import building, publish, storage_errors
 
@@ -53,6 +53,8 @@ def quantized_copy(
     Raises as `quantize_checkpoint`.
     """
     check_format(bits, group_size)
+    from mlx_mtp.store import make_folder
+
     place = copies_folder() if into is None else into
     out = place / copy_name(folder, bits, group_size, key)
     warn = on_warning or (lambda text: on_progress(Progress("quantize", text)))
@@ -63,19 +65,20 @@ def quantized_copy(
     def waiting() -> None:
         on_progress(Progress("wait", f"another process is quantising {folder.name}"))
 
-    with storage_errors(place):
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(place)
     with building(out, on_wait=waiting) as partial:
         if out.is_dir():
             damage = damage_of(out)
             if damage is None:
                 return out  # made by another process meanwhile
-            warn(set_aside(out, damage))
+            with storage_errors(place):
+                warning = set_aside(out, damage)
+            warn(warning)
         write_plan(plan, partial, on_progress)
         source = key or str(folder.resolve())
-        write_json(
-            partial / RECORD, {"version": VERSION, "source": source, "bits": bits, "files": seals(partial)}
-        )
+        record = {"version": VERSION, "source": source, "bits": bits, "files": seals(partial)}
+        with storage_errors(place):
+            write_json(partial / RECORD, record)
         publish(partial, out)
     return out
 
@@ -92,10 +95,10 @@ def kept_copies(into: Path | None = None) -> tuple[KeptCopy, ...]:
     found = []
     for path in sorted(place.iterdir()) if place.is_dir() else []:
         if path.is_dir() and not path.name.startswith("."):
-            record = read_record(path) or {}
-            bits = 0 if path.name.endswith(DAMAGED) else int(record.get("bits", 0))
+            record = read_record(path) or {"source": path.name, "bits": 0}
+            bits = 0 if path.name.endswith(DAMAGED) else record["bits"]
             nbytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-            found.append(KeptCopy(path, str(record.get("source", path.name)), bits, nbytes))
+            found.append(KeptCopy(path, record["source"], bits, nbytes))
     return tuple(found)
 
 
@@ -131,9 +134,9 @@ def identity_of(folder: Path) -> list[Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is not a folder; give the folder that holds config.json")
     weights = weight_files(folder)[0]
-    others = [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("tokenizer*")]
+    others = [folder / name for name in ("config.json", INDEX, *COPIED)]
     identity: list[Any] = [str(folder.resolve())]
-    for file in sorted({*weights, *others}):
+    for file in [*weights, *(file for file in others if file.is_file())]:
         status = file.stat()
         identity.append([file.name, status.st_size, status.st_mtime_ns])
     return identity + [seal_of(file) for file in weights]
@@ -149,20 +152,27 @@ def damage_of(out: Path) -> str | None:
         return f"{RECORD} is missing or damaged"
     for name, seal in record["files"].items():
         file = out / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if seal_of(file) != seal:
+        try:
+            is_same = seal_of(file) == seal
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if not is_same:
             return f"{name} has changed"
     return None
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
+    """The list of what a copy holds, None where it is missing or not as this version writes it."""
     try:
         record = json.loads((out / RECORD).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    is_ours = isinstance(record, dict) and record.get("version") == VERSION
-    return record if is_ours and isinstance(record.get("files"), dict) and record["files"] else None
+    types = {"version": int, "source": str, "bits": int, "files": dict}
+    if not isinstance(record, dict) or any(
+        type(record.get(name)) is not kind for name, kind in types.items()
+    ):
+        return None
+    return record if record["version"] == VERSION and record["files"] else None
 
 
 def seals(folder: Path) -> dict[str, str]:

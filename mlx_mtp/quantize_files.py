@@ -15,18 +15,21 @@ from mlx_mtp.finite import NOT_FINITE
 from mlx_mtp.headers import INDEX, TensorInfo
 from mlx_mtp.progress import OnProgress, Progress, silent
 from mlx_mtp.quantize_plan import ITEM_BYTES, SHARD_BYTES, Job, Plan, Shard, make_plan
-from mlx_mtp.whole_folder import building, check_free, publish
+from mlx_mtp.whole_folder import building, check_free, publish, storage_errors
 
 SLICE_BYTES = 16 << 20  # read at a time
 MLX_TYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 # Beside config.json: what a prompt and the default sampling need.
 COPIED = (
-    "tokenizer*",
-    "chat_template*",
-    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
-    "LICENSE*",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE",
 )
 Stamps = dict[Path, tuple[int, int]]
 
@@ -73,16 +76,18 @@ def write_plan(plan: Plan, partial: Path, on_progress: OnProgress) -> None:
             done += amount
     if stamps(plan) != before:
         raise CheckpointError(f"{plan.folder}: its files changed while they were read; try again")
-    copy_others(plan.folder, partial)
-    write_json(partial / "config.json", plan.config)
-    write_json(partial / INDEX, plan.index)
+    with storage_errors(partial.parent):
+        copy_others(plan.folder, partial)
+        write_json(partial / "config.json", plan.config)
+        write_json(partial / INDEX, plan.index)
     on_progress(Progress("quantize", f"quantised {plan.folder.name}", done, plan.source_bytes))
 
 
 def write_shard(shard: Shard, file: Path) -> Iterator[int]:
     """Write one file, yielding after each slice the bytes that were read for it."""
-    # Unbuffered, because every write is at a place of its own.
-    with file.open("wb", buffering=0) as new:
+    # Unbuffered, because every write is at a place of its own. What the reader of this iterator raises is not seen
+    # here, so all system errors are of reading, which `read_slices` turns into its own, or of writing.
+    with storage_errors(file.parent.parent), file.open("wb", buffering=0) as new:
         write_at(new, shard.header, 0)
         for job in shard.jobs:
             yield from write_job(job, shard, new)
@@ -107,13 +112,20 @@ def read_slices(job: Job) -> Iterator[np.ndarray]:
     info = job.part.info
     row_bytes = job.shape[-1] * ITEM_BYTES[info.dtype]
     at_once = max(1, SLICE_BYTES // row_bytes)
-    with info.file.open("rb", buffering=0) as stream:
+    with open_source(info.file) as stream:
         for offset, rows in job.runs():
             stream.seek(offset)
             for first in range(0, rows, at_once):
                 data = np.empty(min(at_once, rows - first) * row_bytes, np.uint8)
                 read_exactly(stream, data, info)
                 yield data
+
+
+def open_source(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb", buffering=0)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); download it again") from error
 
 
 def read_exactly(stream: BinaryIO, data: np.ndarray, info: TensorInfo) -> None:
@@ -171,10 +183,9 @@ def stamps(plan: Plan) -> Stamps:
 
 def copy_others(folder: Path, partial: Path) -> None:
     """Tokenizer, chat template, default sampling and licence; links become files."""
-    for pattern in COPIED:
-        for file in sorted(folder.glob(pattern)):
-            if file.is_file():
-                shutil.copyfile(file, partial / file.name)
+    for name in COPIED:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, partial / name)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 from mlx_mtp.checkpoint import check_files, read_config, read_drafter_config, read_target_config
 from mlx_mtp.config import DrafterConfig, TargetConfig
+from mlx_mtp.config_parse import DRAFTERS
 from mlx_mtp.errors import CheckpointError, ParameterError
-from mlx_mtp.headers import INDEX, TensorInfo
+from mlx_mtp.headers import TensorInfo
 from mlx_mtp.inventory import Inventory, Part
 from mlx_mtp.quantization import AFFINE_GROUPS, QuantFormat
 
@@ -23,7 +24,6 @@ CHOOSERS = ("router.proj", "masked_embedding.centroids")
 CHOOSER_FORMAT = QuantFormat(8, 64, "affine")
 NO_WEIGHT_SUFFIX = ("layer_scalar", "router.scale", "router.per_expert_scale", "token_ordering")
 TOP_LEVEL = ("pre_projection", "post_projection", "masked_embedding.")
-DRAFTER_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 SHARD_BYTES = 5 << 30  # as mlx-lm
 
 
@@ -92,7 +92,6 @@ class Plan:
     index: dict[str, Any]
     nbytes: int  # of all new weight files
     source_bytes: int  # to be read
-    warnings: tuple[str, ...]
 
     def sources(self) -> dict[str, TensorInfo]:
         """The stored tensors that are read, by name."""
@@ -110,7 +109,7 @@ def make_plan(folder: Path, bits: int, group_size: int, shard_bytes: int = SHARD
     """Read config and headers of a dense target or drafter; refuses what cannot or need not be quantised."""
     check_format(bits, group_size)
     raw = read_config(folder)
-    is_drafter = isinstance(raw, dict) and raw.get("model_type") in DRAFTER_TYPES
+    is_drafter = isinstance(raw, dict) and raw.get("model_type") in DRAFTERS
     config = read_drafter_config(folder) if is_drafter else read_target_config(folder)
     inventory = check_files(folder, config, scan=False)
     refuse_quantised(folder, inventory)
@@ -132,7 +131,6 @@ def make_plan(folder: Path, bits: int, group_size: int, shard_bytes: int = SHARD
         },
         nbytes=sum(shard.nbytes for shard in shards),
         source_bytes=sum(job.nbytes for job in jobs),
-        warnings=inventory.warnings,
     )
 
 
@@ -253,6 +251,3 @@ def make_shard(name: str, jobs: list[Job]) -> Shard:
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + start for name, start in starts.items()}
     return Shard(name, header, offsets, tuple(jobs), len(header) + at)
-
-
-__all__ = ["INDEX", "Job", "NewTensor", "Plan", "Shard", "check_format", "format_of", "make_plan"]

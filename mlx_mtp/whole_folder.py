@@ -28,13 +28,13 @@ def building(out: Path, on_wait: Callable[[], None] | None = None) -> Iterator[P
     or refused where that is None. Raises StorageError where the folder cannot be made or written.
     """
     partial = out.parent / f".{out.name}.partial"
-    with storage_errors(out):
+    with storage_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = lock_folder(partial, on_wait)
+    descriptor = lock_folder(partial, on_wait)
     try:
-        with storage_errors(out):
+        with storage_errors(out.parent):
             empty(partial)
-            yield partial
+        yield partial
     finally:
         if is_same(partial, descriptor):
             shutil.rmtree(partial, ignore_errors=True)
@@ -43,29 +43,21 @@ def building(out: Path, on_wait: Callable[[], None] | None = None) -> Iterator[P
 
 def publish(partial: Path, out: Path) -> None:
     """Make the finished folder durable, then let it appear under its name."""
-    for file in partial.iterdir():
-        sync(file)
-    sync(partial)
-    os.rename(partial, out)
-    sync(out.parent)
+    with storage_errors(out.parent):
+        for file in partial.iterdir():
+            sync(file)
+        sync(partial)
+        os.rename(partial, out)
+        sync(out.parent)
 
 
 def lock_folder(partial: Path, on_wait: Callable[[], None] | None) -> int:
     """-> an open, locked descriptor of the folder that is at `partial` now."""
     while True:
-        partial.mkdir(exist_ok=True)
-        try:
-            descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            continue  # whoever held it has just published or removed it
-        is_ours = False
-        try:
-            is_ours = try_lock(descriptor) and is_same(partial, descriptor)
-            if is_ours:
-                return descriptor
-        finally:
-            if not is_ours:
-                os.close(descriptor)
+        with storage_errors(partial.parent):
+            descriptor = open_locked(partial)
+        if descriptor is not None:
+            return descriptor
         if on_wait is None:
             raise StorageError(
                 f"{partial}: another process is writing here; wait for it to end, then try again"
@@ -74,12 +66,23 @@ def lock_folder(partial: Path, on_wait: Callable[[], None] | None) -> int:
         time.sleep(WAIT_SECONDS)
 
 
-def try_lock(descriptor: int) -> bool:
+def open_locked(partial: Path) -> int | None:
+    """The folder's descriptor, None while another process has it or has just published or removed it."""
+    partial.mkdir(exist_ok=True)
+    try:
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    is_ours = False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = is_same(partial, descriptor)
     except BlockingIOError:
-        return False
-    return True
+        return None
+    finally:
+        if not is_ours:
+            os.close(descriptor)
+    return descriptor if is_ours else None
 
 
 def is_same(folder: Path, descriptor: int) -> bool:
@@ -118,16 +121,16 @@ def check_free(folder: Path, nbytes: int, what: str) -> None:
 
 
 @contextmanager
-def storage_errors(out: Path) -> Iterator[None]:
-    """The system's refusals to write, as StorageError."""
+def storage_errors(place: Path) -> Iterator[None]:
+    """The system's refusals to write in the folder `place`, as StorageError."""
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
             raise StorageError(
-                f"{out}: the disk became full and nothing was kept; free some space and try again"
+                f"{place}: the disk became full and nothing was kept; free some space and try again"
             ) from error
         raise StorageError(
-            f"{out}: cannot be written ({error.strerror or error}) and nothing was kept; "
+            f"{place}: cannot be written ({error.strerror or error}) and nothing was kept; "
             "check the folder's permissions, or choose another"
         ) from error
