@@ -100,7 +100,7 @@ def generate_batch(
         for prompt, own in zip(prompts, per_prompt, strict=True)
     ]
     rows = [_answers(request, n) for request in requests]
-    policy = make_policy(num_draft_tokens, has_drafter=pair.drafter is not None)
+    policy = make_policy(num_draft_tokens, has_drafter=pair.drafter is not None, fit=pair.rounds.fit)
     return _decode_together(pair, rows, policy, on_progress)
 
 

@@ -163,7 +163,7 @@ class Conversation:
         )
         has_drafter = self.pair.drafter is not None
         # Made first: it refuses what is no number of drafts, such as True, which a dictionary takes for 1.
-        new = make_policy(num_draft_tokens, has_drafter=has_drafter)
+        new = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=self.pair.rounds.fit)
         policy = self._policies.setdefault(num_draft_tokens, new)
         return self._reply(request, policy, on_progress)
 
@@ -280,6 +280,7 @@ class Reply:
             peak_memory_bytes=mx.get_peak_memory(),
             parked=policy.parked,
             reason=policy.reason,
+            warning=self._pair.rounds.fit.warning,
             seed=self._request.sampling.seed,
             exact=self._pair.rounds.exact,
         )

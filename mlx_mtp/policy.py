@@ -1,11 +1,12 @@
 """How many drafts to verify and to make next round: a fixed number, or what pays by the text and times so far."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple, Protocol
 
 from mlx_mtp.errors import ParameterError
+from mlx_mtp.fit import Fit
 from mlx_mtp.state import MAX_DRAFT_TOKENS
 
 MIN_GAIN = 1.03  # below this expected gain over plain decoding, drafting is parked
@@ -36,17 +37,19 @@ class Policy(Protocol):
 
 @dataclass(slots=True)
 class FixedPolicy:
-    """The same number of drafts every round; 0 is plain decoding."""
+    """The same number of drafts every round, whether they are right or not; 0 is plain decoding."""
 
     num_draft_tokens: int
     parked: bool = False
     reason: str | None = None
+    fit: Fit = field(default_factory=Fit)
 
     def plan(self, pending: int) -> Plan:
         return Plan(pending, self.num_draft_tokens)
 
     def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None:
-        """A fixed number learns nothing."""
+        """A fixed number learns nothing, but a pair that is wired wrongly is noticed."""
+        self.fit.observe(verified, accepted)
 
 
 class AutoPolicy:
@@ -56,14 +59,15 @@ class AutoPolicy:
     not timed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fit: Fit | None = None) -> None:
         self.parked = False
         self.reason: str | None = None
+        self.fit = fit or Fit()
         self._agreed = [1.4] * MAX_DRAFT_TOKENS  # a weak prior of 0.7 at every position
         self._tried = [2.0] * MAX_DRAFT_TOKENS
         self._seconds: dict[int, deque[float]] = {}
         self._rounds = 0
-        self._draft = FIRST_TRIES[0]
+        self._draft = self._choose()
 
     def plan(self, pending: int) -> Plan:
         # Pending drafts are always verified: those of a probe are how a parked policy learns that a text pays again.
@@ -72,6 +76,7 @@ class AutoPolicy:
     def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None:
         """One round: drafts verified, drafts accepted per active row, its time (None where it cannot be compared)."""
         self._rounds += 1
+        self.fit.observe(verified, accepted)
         for n in accepted:
             for position in range(min(n + 1, verified)):
                 self._agreed[position] = MEMORY * self._agreed[position] + (n > position)
@@ -107,6 +112,10 @@ class AutoPolicy:
         return max(times[low] + slope * (k - low), min(times.values()))
 
     def _choose(self) -> int:
+        if self.fit.warning is not None:
+            self.parked = True
+            self.reason = f"parked: {self.fit.warning}"
+            return FIRST_TRIES[0] if self._rounds and self._rounds % PROBE_EVERY == 0 else 0
         if self._rounds < len(FIRST_TRIES):
             return FIRST_TRIES[self._rounds]
         plain = self.round_seconds(0)
@@ -122,16 +131,19 @@ class AutoPolicy:
         k = max(CANDIDATES[1:], key=lambda k: gains[k])
         self.reason = (
             f"parked: {k} drafts need {times[k] / plain:.1f} tokens a round to break even, "
-            f"this text gives {self.expected_tokens(k):.1f}"
+            f"this text gives {self.expected_tokens(k):.1f}{self.fit.hint}"
         )
         return k if self._rounds % PROBE_EVERY == 0 else 0
 
 
-def make_policy(num_draft_tokens: int | str, *, has_drafter: bool) -> Policy:
-    """The policy for a request: "auto" or 0 .. MAX_DRAFT_TOKENS; anything else is refused."""
+def make_policy(num_draft_tokens: int | str, *, has_drafter: bool, fit: Fit | None = None) -> Policy:
+    """The policy for a request: "auto" or 0 .. MAX_DRAFT_TOKENS; anything else is refused.
+
+    `fit` is what the pair's earlier requests say about its drafter.
+    """
     if num_draft_tokens == "auto":
         return (
-            AutoPolicy()
+            AutoPolicy(fit)
             if has_drafter
             else FixedPolicy(0, parked=True, reason="parked: no drafter is loaded")
         )
@@ -146,4 +158,4 @@ def make_policy(num_draft_tokens: int | str, *, has_drafter: bool) -> Policy:
             f"{k} draft tokens were asked for but the model was loaded without a drafter; "
             'load it with its assistant, or use num_draft_tokens="auto" or 0'
         )
-    return FixedPolicy(k)
+    return FixedPolicy(k, fit=fit or Fit())

@@ -8,6 +8,7 @@ import mlx.core as mx
 from mlx_mtp.accept import accept, row_at
 from mlx_mtp.draft import draft
 from mlx_mtp.drafter import Drafter
+from mlx_mtp.fit import Fit
 from mlx_mtp.sampling import SamplerClass, choose
 from mlx_mtp.state import KeysValues, State
 from mlx_mtp.target import Target, logits_of
@@ -81,6 +82,7 @@ class Rounds:
         self.drafter = drafter
         self.compiled = compiled
         self.exact: bool | None = None  # what `exactness.rows_are_invariant` found, once it was asked
+        self.fit = Fit()  # what the drafts of all requests say about the pair
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._shapes: set[tuple[Any, ...]] = set()
 

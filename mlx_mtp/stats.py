@@ -23,6 +23,7 @@ class Stats:
     peak_memory_bytes: int = 0
     parked: bool = False
     reason: str | None = None
+    warning: str | None = None  # the drafter hardly ever guesses right (see `fit`)
     seed: int | None = None
     exact: bool | None = (
         None  # rows independent of the batch they are computed in; None: not checked here yet

@@ -91,6 +91,8 @@ def _print_as_it_comes(pair: "Pair", prompt: str | list[dict[str, str]], request
     reply.finish()
     if finish_reason == "length":
         say("(the reply was cut off; --max-tokens sets its length)")
+    if stats.warning is not None:
+        say(f"warning: {stats.warning}")
     say(status_line(stats, pair.max_context))
 
 

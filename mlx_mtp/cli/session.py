@@ -26,6 +26,7 @@ class Session:
 
         self.num_draft_tokens: int | Literal["auto"] = request.pop("num_draft_tokens")
         self.stats: Stats | None = None
+        self._warned: str | None = None
         self._pair = pair
         self._request = request
         self._interrupts = interrupts
@@ -99,4 +100,7 @@ class Session:
         elif finish_reason == "error":
             say("(the model gave no usable numbers; its cache was dropped and the next turn starts cold)")
         if self.stats is not None:
+            if self.stats.warning not in (None, self._warned):
+                say(f"warning: {self.stats.warning}")
+            self._warned = self.stats.warning
             say(status_line(self.stats, self._pair.max_context))
