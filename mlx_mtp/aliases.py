@@ -5,7 +5,6 @@ None of the ids could be looked up on the hub when this table was written: every
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 BITS = {"4bit": 4, "8bit": 8, "bf16": 16}
 # Each size as `published_configs` calls it.
@@ -47,28 +46,6 @@ class Alias:
     def shape(self) -> str:
         """The size's name in `published_configs`."""
         return SHAPES[self.size]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The target's config.json as far as it is known without a download, with its quantisation."""
-        from mlx_mtp.published_configs import published_target
-
-        raw = published_target(self.shape)
-        if self.bits < 16:
-            raw["quantization"] = self._quantization(len(raw["text_config"]["layer_types"]))
-        return raw
-
-    def _quantization(self, num_layers: int) -> dict[str, Any]:
-        claims: dict[str, Any] = {"group_size": 64, "bits": self.bits, "mode": "affine"}
-        if self.mlp_bits != self.bits:
-            own = {"group_size": 64, "bits": self.mlp_bits}
-            for layer in range(num_layers):
-                for matrix in ("gate_proj", "up_proj", "down_proj"):
-                    claims[f"language_model.model.layers.{layer}.mlp.{matrix}"] = own
-        if self.size == "26b":
-            for layer in range(num_layers):
-                claims[f"language_model.model.layers.{layer}.router.proj"] = {"group_size": 64, "bits": 8}
-        return claims
 
 
 # name, target, drafter, bits of dense MLPs, GB of weight files, where the target's id was read, the drafter's.
