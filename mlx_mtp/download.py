@@ -8,7 +8,7 @@ folder = cached_snapshot("org/name")    # later: opens no socket
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,18 +185,25 @@ def planned(file: HubFile, folder: Path, commit: str) -> PlannedFile:
     return PlannedFile(file.name, file.size, file.sha256, is_cached, file.blob_id, begun)
 
 
-def fetch(plan: DownloadPlan, on_progress: OnProgress = silent, *, token: str | None = None) -> Path:
+def fetch(
+    plan: DownloadPlan,
+    on_progress: OnProgress = silent,
+    *,
+    token: str | None = None,
+    before_weights: Callable[[Path], None] = lambda snapshot: None,
+) -> Path:
     """Carry out a plan -> the snapshot's folder, complete and compared with the hub's hashes.
 
     Progress counts bytes of all the model's files, those already there included. Interrupted, it goes on from the same
-    byte next time; another process that fetches the same file is waited for. Raises HubError, StorageError.
+    byte next time; another process that fetches the same file is waited for. `before_weights` sees the folder once
+    the configuration is there, and may raise to spare the rest. Raises HubError, StorageError.
     """
     needed = [HubFile(file.name, file.size, file.blob_id, file.sha256) for file in plan.files]
     missing = [file for file in needed if not has_size(plan.snapshot / file.name, file.size)]
     try:
         if missing:
             check_disk(plan, missing)
-            fetch_missing(plan, missing, on_progress, token)
+            fetch_missing(plan, missing, on_progress, token, before_weights)
         if not COMMIT.fullmatch(plan.revision) and read_ref(plan.folder, plan.revision) != plan.commit:
             write_whole(plan.folder / "refs" / plan.revision, plan.commit)
     except OSError as error:
@@ -224,7 +231,11 @@ def check_disk(plan: DownloadPlan, missing: Iterable[HubFile]) -> None:
 
 
 def fetch_missing(
-    plan: DownloadPlan, missing: list[HubFile], on_progress: OnProgress, token: str | None
+    plan: DownloadPlan,
+    missing: list[HubFile],
+    on_progress: OnProgress,
+    token: str | None,
+    before_weights: Callable[[Path], None],
 ) -> None:
     """Small files first: licences, network pages and incomplete indexes show before gigabytes are spent."""
     from huggingface_hub import hf_hub_url
@@ -242,7 +253,11 @@ def fetch_missing(
     meter = Meter(
         sum(file.size for file in plan.files if file.name not in absent), plan.total_bytes, on_progress
     )
-    for file in sorted(missing, key=lambda file: (file.name.endswith(".safetensors"), file.name)):
+    is_told = False
+    for file in sorted(missing, key=lambda file: (is_weights(file), file.name)):
+        if is_weights(file) and not is_told:
+            before_weights(plan.snapshot)
+            is_told = True
         url = hf_hub_url(plan.repo_id, file.name, revision=plan.commit, endpoint=plan.endpoint)
         if not has_size(blobs / file.blob, file.size):
             (blobs / file.blob).unlink(missing_ok=True)
@@ -250,6 +265,10 @@ def fetch_missing(
         place(blobs / file.blob, plan.snapshot / file.name)
         if file.name.endswith(INDEX_ENDING):
             check_shards(plan, file.name)
+
+
+def is_weights(file: HubFile) -> bool:
+    return file.name.endswith(".safetensors")
 
 
 def place(blob: Path, pointer: Path) -> None:
