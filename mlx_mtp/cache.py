@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,14 @@ NEEDED = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    # Not read here, but mlx-lm takes a cached model without them for incomplete when offline; at most 5 MB.
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "processor_config.json",
+    "preprocessor_config.json",
 )
 NEEDED_ENDINGS = (".safetensors", ".safetensors.index.json")
 TREE_FORMAT = 1  # huggingface_hub's own number for the format of trees/COMMIT.json
@@ -159,7 +164,7 @@ def write_tree(folder: Path, commit: str, files: Iterable[HubFile]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """The file with this text, or as it was before: never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
@@ -233,12 +238,13 @@ def describe(repo_id: str, folder: Path, commit: str) -> CachedModel:
         complete = False
     stats = [path.stat() for path in snapshot.iterdir() if path.is_file()]
     used = max((stat.st_atime for stat in stats), default=snapshot.stat().st_mtime)
-    return CachedModel(repo_id, commit, bytes_below(folder), snapshot, model_kind(snapshot), used, complete)
+    return CachedModel(repo_id, commit, bytes_of(folder), snapshot, model_kind(snapshot), used, complete)
 
 
-def bytes_below(folder: Path) -> int:
-    """Bytes of the files in a folder, links not followed."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+def bytes_of(folder: Path) -> int:
+    """Bytes that a repository takes in the cache: its files, and the blobs that it links to in the shared store."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files if not path.is_symlink() or path.parent.name == "blobs")
 
 
 def model_kind(snapshot: Path) -> Literal["target", "drafter", "other"]:
@@ -258,16 +264,16 @@ def remove_cached(repo_id: str, *, cache_dir: Path | None = None) -> int:
     folder = repo_folder(repo_id, cache_dir)
     if not folder.is_dir():
         raise CheckpointError(f"{repo_id}: is not in the cache; `mlx-mtp models list` shows what is")
-    before = bytes_below(folder.parent)
+    freed = bytes_of(folder)
     from huggingface_hub import scan_cache_dir
 
-    for repo in scan_cache_dir(folder.parent).repos:
-        if repo.repo_path.resolve() == folder.resolve():  # the library knows which blobs others share
-            commits = [revision.commit_hash for revision in repo.revisions]
-            scan_cache_dir(folder.parent).delete_revisions(*commits).execute()
+    cache = scan_cache_dir(folder.parent)
+    known = [repo for repo in cache.repos if repo.repo_path.resolve() == folder.resolve()]
+    for repo in known:  # the library knows which blobs of the shared store other repositories use
+        cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
     try:
         if folder.exists():  # too damaged for the library, or unfinished
             shutil.rmtree(folder)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be removed ({error.strerror}); check who owns it") from None
-    return before - bytes_below(folder.parent)
+    return freed

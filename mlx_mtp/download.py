@@ -5,7 +5,6 @@ folder = fetch(plan, on_progress)       # disk checked, locked, resumed, compare
 folder = cached_snapshot("org/name")    # later: opens no socket
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -32,8 +31,8 @@ from mlx_mtp.errors import CheckpointError, HubError, StorageError
 from mlx_mtp.hub_errors import may_pass, refusal, storage_refusal, unreachable, web_page
 from mlx_mtp.model_files import read_json
 from mlx_mtp.progress import OnProgress, silent
-from mlx_mtp.repo_ids import COMMIT, SHA256, check_file_name, check_repo_id, check_revision
-from mlx_mtp.transfer import Meter, Source, download_blob, size_of
+from mlx_mtp.repo_ids import COMMIT, SHA256, check_file_name, check_revision
+from mlx_mtp.transfer import Meter, Source, download_file, size_of
 
 __all__ = [
     "CachedModel",
@@ -104,8 +103,9 @@ def plan_download(
     revision: a branch, tag or commit, None for the default branch. Raises HubError where the hub cannot be reached or
     has no such model, CheckpointError where it has none that can be used here.
     """
-    folder = repo_folder(check_repo_id(repo_id), cache_dir)
+    folder = repo_folder(repo_id, cache_dir)
     revision = check_revision(revision or "main")
+    endpoint = endpoint.rstrip("/") if endpoint else None
     info = ask_hub(repo_id, revision, endpoint, token)
     commit = info.sha
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
@@ -221,11 +221,11 @@ def check_disk(plan: DownloadPlan, missing: Iterable[HubFile]) -> None:
         for file in missing
         if not has_size(blobs / file.blob, file.size)
     )
-    place = next(folder for folder in (plan.folder, *plan.folder.parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
+    disk = next(folder for folder in (plan.folder, *plan.folder.parents) if folder.is_dir())
+    free = shutil.disk_usage(disk).free
     if coming + SPARE > free:
         raise StorageError(
-            f"{plan.repo_id}: {coming / 1e9:.2f} GB are to be downloaded and {place} has {free / 1e9:.2f} GB free; "
+            f"{plan.repo_id}: {coming / 1e9:.2f} GB are to be downloaded and {disk} has {free / 1e9:.2f} GB free; "
             "free some space (`mlx-mtp models list` and `rm`), or set HF_HOME to a folder on another disk"
         )
 
@@ -259,25 +259,14 @@ def fetch_missing(
             before_weights(plan.snapshot)
             is_told = True
         url = hf_hub_url(plan.repo_id, file.name, revision=plan.commit, endpoint=plan.endpoint)
-        if not has_size(blobs / file.blob, file.size):
-            (blobs / file.blob).unlink(missing_ok=True)
-        download_blob(Source(plan.repo_id, plan.revision, url, file, headers), blobs, locks, meter)
-        place(blobs / file.blob, plan.snapshot / file.name)
+        source = Source(plan.repo_id, plan.revision, url, file, headers)
+        download_file(source, blobs, locks, plan.snapshot / file.name, meter)
         if file.name.endswith(INDEX_ENDING):
             check_shards(plan, file.name)
 
 
 def is_weights(file: HubFile) -> bool:
     return file.name.endswith(".safetensors")
-
-
-def place(blob: Path, pointer: Path) -> None:
-    """Link the blob into the snapshot; where the disk knows no links, move it there."""
-    pointer.unlink(missing_ok=True)
-    try:
-        os.symlink(os.path.relpath(blob, pointer.parent), pointer)
-    except (OSError, NotImplementedError):
-        os.replace(blob, pointer)
 
 
 def check_shards(plan: DownloadPlan, index_name: str) -> None:

@@ -4,6 +4,7 @@ huggingface_hub throws an unfinished file away when its process ends and compare
 fetched here, with its session, headers and addresses.
 """
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from mlx_mtp.cache import HubFile, content_hash
+from mlx_mtp.cache import HubFile, content_hash, has_size
 from mlx_mtp.errors import HubError
 from mlx_mtp.hub_errors import AGAIN, FULL, RANGE_REFUSED, may_pass, refusal, short, storage_refusal, web_page
 from mlx_mtp.progress import OnProgress, Progress
@@ -29,7 +30,9 @@ PAUSES = (
 WORTH = 1 << 20  # bytes gained by an attempt that count as getting on
 POLL = 0.2  # seconds between looks at a lock that another process holds
 SAY_EVERY = 5.0  # seconds between messages about that
+SLOW_TO_CHECK = 256 << 20  # bytes whose hash takes long enough to say so
 REPORT_EVERY = 0.1  # seconds
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # exFAT, some network disks
 PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
 
 
@@ -64,8 +67,8 @@ class Meter:
         self.on_progress(Progress(stage, message, self.done, self.total))
 
 
-def download_blob(source: Source, blobs: Path, locks: Path, meter: Meter) -> None:
-    """Fetch a file into `blobs` unless it is there, one process at a time.
+def download_file(source: Source, blobs: Path, locks: Path, pointer: Path, meter: Meter) -> None:
+    """Fetch a file into `blobs` unless it is there, one process at a time, and link it as `pointer`.
 
     Raises HubError where the hub cannot or will not give it, and where the content does not match its hash; and
     StorageError. An unfinished file stays as HASH.incomplete, except on a full disk.
@@ -73,18 +76,39 @@ def download_blob(source: Source, blobs: Path, locks: Path, meter: Meter) -> Non
     file = source.file
     blob, partial = blobs / file.blob, blobs / f"{file.blob}.incomplete"
     with locked(locks / f"{file.blob}.lock", file.name, meter):
-        if blob.is_file():  # another process fetched it meanwhile
-            return meter.add(blob.stat().st_size, file.name)
-        was_begun = partial.is_file()
-        partial.touch()
-        meter.add(size_of(partial), file.name)
+        if has_size(pointer, file.size) or has_size(blob, file.size):  # another process fetched it meanwhile
+            meter.add(file.size, file.name)
+        else:
+            fetch_checked(source, partial, meter)
+            os.replace(partial, blob)
+        if not has_size(pointer, file.size):
+            place(blob, pointer)
+
+
+def fetch_checked(source: Source, partial: Path, meter: Meter) -> None:
+    """The whole file in `partial`, its content compared with its hash."""
+    was_begun = partial.is_file()
+    partial.touch()
+    meter.add(size_of(partial), source.file.name)
+    fetch_all(source, partial, meter)
+    if source.file.size >= SLOW_TO_CHECK:
+        meter.say("download", f"checking {source.file.name}")
+    if was_begun and content_hash(partial, source.file.blob) != source.file.blob:
+        # The older part may be damaged, as after a power cut: once more, from the start.
+        restart(partial, meter)
         fetch_all(source, partial, meter)
-        if was_begun and content_hash(partial, file.blob) != file.blob:
-            # The older part may be damaged, as after a power cut: once more, from the start.
-            restart(partial, meter)
-            fetch_all(source, partial, meter)
-        check_content(partial, source)
-        os.replace(partial, blob)
+    check_content(partial, source)
+
+
+def place(blob: Path, pointer: Path) -> None:
+    """Link the blob into the snapshot; where the disk knows no links, move it there."""
+    pointer.unlink(missing_ok=True)
+    try:
+        os.symlink(os.path.relpath(blob, pointer.parent), pointer)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LINKS:
+            raise
+        os.replace(blob, pointer)
 
 
 def check_content(partial: Path, source: Source) -> None:
@@ -116,7 +140,7 @@ def fetch_all(source: Source, partial: Path, meter: Meter) -> None:
                 f"{source.repo_id}: {name} stopped at {size_of(partial)} of {size} bytes ({problem}); "
                 f"check the connection and try again: {AGAIN}"
             )
-        meter.say("wait", f"{problem}; {name} goes on in {PAUSES[failures]:.0f} s")
+        meter.say("wait", f"connection lost; {name} goes on in {PAUSES[failures]:.0f} s")
         time.sleep(PAUSES[failures])
         failures += 1
 
@@ -134,10 +158,10 @@ def attempt(source: Source, partial: Path, meter: Meter) -> str | None:
             raise refusal(error, source.repo_id, source.revision) from None
         if status_of(error) == RANGE_REFUSED:
             restart(partial, meter)
-        return f"connection lost ({short(error)})"
+        return short(error)
     except OSError as error:
         raise full_or_forbidden(error, partial, source) from None
-    return None if size_of(partial) == source.file.size else "connection closed too early"
+    return None if size_of(partial) == source.file.size else "the connection was closed too early"
 
 
 def fetch_some(source: Source, partial: Path, meter: Meter) -> None:
