@@ -13,12 +13,13 @@ SIZES = tuple(SHAPES)
 DEFAULT_PRECISION = "4bit"
 
 CARD = "the model's own page"
-COLLECTION = "https://huggingface.co/collections/mlx-community/gemma-4-qat"
+LAYR_26B = "https://github.com/Layr-Labs/mlxfast-gemma4-26b-a4b-engine (pinned to a commit)"
+LAYR_31B = "https://github.com/Layr-Labs/mlxfast-challenge-dev (pinned to a commit)"
 MELIX = "https://github.com/Keith-CY/melix (scripts/gemma4_qat_runtime_evidence.py)"
 MLX_VLM = "https://github.com/Blaizzy/mlx-vlm (mlx_vlm/speculative/drafters/gemma4_assistant/README.md)"
 OLLAMA = "https://github.com/ollama/ollama/issues/16740"
 PROSPER = "https://github.com/ventsislav-georgiev/prosper (the app's list of models)"
-QUOTED = "quoted with its commit by public repositories; no page of it was read"
+QUOTED = "quoted by several public repositories, one of which compared its files (23.92 GB); no page of it was read"
 RAPID = "https://github.com/raullenchai/Rapid-MLX/pull/523"
 
 
@@ -48,45 +49,30 @@ class Alias:
         return SHAPES[self.size]
 
 
-# name, target, drafter, bits of dense MLPs, GB of weight files, where the target's id was read, the drafter's.
-# Why these among several conversions and drafters: docs/models.md.
+# name, target and drafter after "mlx-community/gemma-4-", bits of dense MLPs, GB of weight files, where the target's id
+# was read, where the drafter's. Why these among several conversions and drafters: docs/models.md.
+PREFIX = "mlx-community/gemma-4-"
 _TABLE: tuple[tuple[str, str, str, int, float | None, str, str], ...] = (
-    ("e2b:4bit", "gemma-4-E2B-it-qat-4bit", "gemma-4-E2B-it-qat-assistant-bf16", 8, 4.3, MELIX, MELIX),
-    ("e2b:8bit", "gemma-4-E2B-it-qat-8bit", "gemma-4-E2B-it-qat-assistant-bf16", 8, 5.9, CARD, MELIX),
-    ("e2b:bf16", "gemma-4-E2B-it-bf16", "gemma-4-E2B-it-assistant-bf16", 16, None, MLX_VLM, MLX_VLM),
-    ("e4b:4bit", "gemma-4-E4B-it-qat-4bit", "gemma-4-E4B-it-qat-assistant-bf16", 8, 6.8, OLLAMA, MELIX),
-    ("e4b:8bit", "gemma-4-E4B-it-qat-8bit", "gemma-4-E4B-it-qat-assistant-bf16", 8, 8.9, PROSPER, MELIX),
-    ("e4b:bf16", "gemma-4-E4B-it-bf16", "gemma-4-E4B-it-assistant-bf16", 16, None, MLX_VLM, CARD),
-    ("12b:4bit", "gemma-4-12B-it-qat-4bit", "gemma-4-12B-it-qat-assistant-4bit", 8, 11.0, RAPID, CARD),
-    ("12b:8bit", "gemma-4-12B-it-qat-8bit", "gemma-4-12B-it-qat-assistant-4bit", 8, 12.6, RAPID, CARD),
-    ("12b:bf16", "gemma-4-12B-it-bf16", "gemma-4-12B-it-assistant-bf16", 16, 23.9, QUOTED, CARD),
-    (
-        "26b:4bit",
-        "gemma-4-26B-A4B-it-qat-4bit",
-        "gemma-4-26B-A4B-it-qat-assistant-4bit",
-        8,
-        15.6,
-        RAPID,
-        QUOTED,
-    ),
-    (
-        "26b:8bit",
-        "gemma-4-26B-A4B-it-qat-8bit",
-        "gemma-4-26B-A4B-it-qat-assistant-4bit",
-        8,
-        28.0,
-        PROSPER,
-        QUOTED,
-    ),
-    ("26b:bf16", "gemma-4-26B-A4B-it-bf16", "gemma-4-26B-A4B-it-assistant-bf16", 16, None, MLX_VLM, MLX_VLM),
-    ("31b:4bit", "gemma-4-31B-it-qat-4bit", "gemma-4-31B-it-qat-assistant-4bit", 8, 28.8, RAPID, QUOTED),
-    ("31b:8bit", "gemma-4-31B-it-qat-8bit", "gemma-4-31B-it-qat-assistant-4bit", 8, None, RAPID, QUOTED),
-    ("31b:bf16", "gemma-4-31B-it-bf16", "gemma-4-31B-it-assistant-bf16", 16, None, MLX_VLM, MLX_VLM),
+    ("e2b:4bit", "E2B-it-qat-4bit", "E2B-it-qat-assistant-bf16", 8, 4.3, MELIX, MELIX),
+    ("e2b:8bit", "E2B-it-qat-8bit", "E2B-it-qat-assistant-bf16", 8, 5.9, CARD, MELIX),
+    ("e2b:bf16", "E2B-it-bf16", "E2B-it-assistant-bf16", 16, None, MLX_VLM, MLX_VLM),
+    ("e4b:4bit", "E4B-it-qat-4bit", "E4B-it-qat-assistant-bf16", 8, 6.8, OLLAMA, MELIX),
+    ("e4b:8bit", "E4B-it-qat-8bit", "E4B-it-qat-assistant-bf16", 8, 8.9, PROSPER, MELIX),
+    ("e4b:bf16", "E4B-it-bf16", "E4B-it-assistant-bf16", 16, None, MLX_VLM, CARD),
+    ("12b:4bit", "12B-it-qat-4bit", "12B-it-qat-assistant-4bit", 8, 11.0, RAPID, CARD),
+    ("12b:8bit", "12B-it-qat-8bit", "12B-it-qat-assistant-4bit", 8, 12.6, RAPID, CARD),
+    ("12b:bf16", "12B-it-bf16", "12B-it-assistant-bf16", 16, 23.9, QUOTED, CARD),
+    ("26b:4bit", "26B-A4B-it-qat-4bit", "26B-A4B-it-qat-assistant-4bit", 8, 15.6, RAPID, LAYR_26B),
+    ("26b:8bit", "26B-A4B-it-qat-8bit", "26B-A4B-it-qat-assistant-4bit", 8, 28.0, PROSPER, LAYR_26B),
+    ("26b:bf16", "26B-A4B-it-bf16", "26B-A4B-it-assistant-bf16", 16, None, MLX_VLM, MLX_VLM),
+    ("31b:4bit", "31B-it-qat-4bit", "31B-it-qat-assistant-4bit", 8, 28.8, RAPID, LAYR_31B),
+    ("31b:8bit", "31B-it-qat-8bit", "31B-it-qat-assistant-4bit", 8, None, RAPID, LAYR_31B),
+    ("31b:bf16", "31B-it-bf16", "31B-it-assistant-bf16", 16, None, MLX_VLM, MLX_VLM),
 )
 
 
 def _where(source: str, repo: str) -> str:
-    return f"https://huggingface.co/mlx-community/{repo}" if source == CARD else source
+    return f"https://huggingface.co/{PREFIX}{repo}" if source == CARD else source
 
 
 ALIASES: tuple[Alias, ...] = tuple(
@@ -94,8 +80,8 @@ ALIASES: tuple[Alias, ...] = tuple(
         name=name,
         size=name.partition(":")[0],
         bits=BITS[name.partition(":")[2]],
-        target=f"mlx-community/{target}",
-        drafter=f"mlx-community/{drafter}",
+        target=PREFIX + target,
+        drafter=PREFIX + drafter,
         mlp_bits=mlp_bits,
         download_gb=download_gb,
         source=_where(source, target),
@@ -105,17 +91,28 @@ ALIASES: tuple[Alias, ...] = tuple(
 )
 _BY_NAME = {alias.name: alias for alias in ALIASES}
 # What the two publishers call a size's models: google/gemma-4-E4B-it, mlx-community/gemma-4-e4b-it-4bit, ...
+# What may follow says how the weights are stored; any other word makes it a model of its own, such as a fine-tune.
+_STORED = r"(?:-(?:qat|[2-8]bit|bf16|fp16|mxfp[48]|nvfp4|q4_0|unquantized|optiq|dwq|mlx|aligned))*"
 _PUBLISHED = re.compile(
-    r"(?P<org>google|mlx-community)/gemma-4-(?P<size>e2b|e4b|12b|26b-a4b|31b)-it(?P<rest>(-[a-z0-9_.]+)*)"
+    rf"(?P<org>google|mlx-community)/gemma-4-(?P<size>e2b|e4b|12b|26b-a4b|31b)-it(?P<rest>{_STORED})"
 )
 _SIZE_OF_SHAPE = {shape: size for size, shape in SHAPES.items()}
 
 
 def find_alias(text: str) -> Alias | None:
-    """ "e4b:8bit" or "e4b" (the 4-bit one), in any case; None where there is no such alias."""
+    """The alias of a name such as "e4b:8bit" or "e4b" (the 4-bit one), in any case; None where there is none."""
     size, colon, precision = text.casefold().partition(":")
     size = _SIZE_OF_SHAPE.get(size, size)
     return _BY_NAME.get(f"{size}:{precision if colon else DEFAULT_PRECISION}")
+
+
+def alias_of(repo_id: str) -> Alias | None:
+    """The alias whose target this id is, in any case; Google's own ids are the unquantised one. None for all others."""
+    name = repo_id.casefold()
+    found = _PUBLISHED.fullmatch(name)
+    if found is not None and found["org"] == "google" and found["rest"] in ("", "-qat-q4_0-unquantized"):
+        return _BY_NAME[f"{_SIZE_OF_SHAPE[found['size']]}:bf16"]
+    return next((alias for alias in ALIASES if alias.target.casefold() == name), None)
 
 
 def assistants_of(repo_id: str) -> str | None:
@@ -124,7 +121,7 @@ def assistants_of(repo_id: str) -> str | None:
     Targets trained for quantisation have drafters of their own, in Google's repositories as in MLX's.
     """
     found = _PUBLISHED.fullmatch(repo_id.casefold())
-    if found is None or "assistant" in found["rest"]:
+    if found is None:
         return None
     shape, is_qat = found["size"], "-qat" in found["rest"]
     if found["org"] == "mlx-community":

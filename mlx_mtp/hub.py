@@ -20,6 +20,7 @@ PATH_STARTS = ("./", "../", "/", "~")
 HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#\s]+/[^/?#\s]+)(?:[/?#]\S*)?")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 LONGEST_REVISION = 255
+QAT = re.compile(r"(?:^|[-_.])qat(?:[-_.]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,10 @@ def demo_folder() -> Path:
 def drafter_for(name: ModelName, folder: Path | None, drafter: str | Path | None) -> ModelName | None:
     """Which drafter to load with the target `name`, whose files are in `folder` (None: not downloaded yet).
 
-    drafter: None for plain decoding, a name or path, or "auto": the alias's own, what lies beside (`drafter`) or
-    inside (`assistant`) the folder, the one published for the id, and last the size's stock assistant, which
-    config.json decides. None where nothing fits. Raises PairError for a name that cannot be read.
+    drafter: None for plain decoding, a name or path, or "auto": the alias's own; for a local folder what lies beside
+    (`drafter`) or inside (`assistant`) it; the one published for the id; last, once config.json is there, the stock
+    assistant of the size whose shape it has, with a warning. None where nothing fits. Raises PairError for a name that
+    cannot be read.
     """
     if drafter is None:
         return None
@@ -92,7 +94,7 @@ def drafter_for(name: ModelName, folder: Path | None, drafter: str | Path | None
         return ModelName(DEMO, "demo", folder=demo_folder() / "drafter")
     if name.alias is not None:
         return _on_hub(name.alias.drafter)
-    if folder is not None:
+    if name.kind == "folder" and folder is not None:
         for place in (folder.parent / "drafter", folder / "assistant"):
             if (place / "config.json").is_file():
                 return ModelName(str(place), "folder", folder=place)
@@ -129,9 +131,11 @@ def _stock_drafter(name: ModelName, folder: Path) -> ModelName | None:
     shape = shape_of(read_json(path))
     if shape is None:
         return None
-    repo_id = stock_assistant(shape, is_qat="qat" in name.text.casefold())
+    repo_id = stock_assistant(
+        shape, is_qat=QAT.search(Path(name.repo_id or folder.resolve()).name) is not None
+    )
     warning = (
-        f"no drafter is published for {name.text}; {repo_id} is that of the model whose shape it has: text stays "
+        f"no drafter is known for {name.text}; {repo_id} is that of the model whose shape it has: text stays "
         "the same, but the further the weights have moved from it, the fewer drafts are accepted"
     )
     return _on_hub(repo_id, (warning,))
@@ -171,7 +175,7 @@ def _folder_name(given: str | Path, revision: str | None) -> ModelName:
     try:
         folder = Path(text).expanduser()
         is_folder, exists = folder.is_dir(), folder.exists()
-    except (OSError, RuntimeError) as error:  # unreadable or too long; a home that is not known
+    except (OSError, RuntimeError, ValueError) as error:  # unreadable, too long; a home not known; a NUL
         raise CheckpointError(
             f"the folder {shown(text)} cannot be opened ({error}); check the path"
         ) from error
@@ -216,7 +220,7 @@ def _is_folder_here(words: str) -> bool:
     """Whether a folder lies where these words would lead as a path; words that can be no path lead nowhere."""
     try:
         return bool(words) and Path(words).is_dir()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
