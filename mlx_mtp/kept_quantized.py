@@ -15,7 +15,7 @@ from mlx_mtp.headers import INDEX, weight_files
 from mlx_mtp.progress import OnProgress, Progress, silent
 from mlx_mtp.quantize_files import COPIED, write_json, write_plan
 from mlx_mtp.quantize_plan import check_format, make_plan
-from mlx_mtp.whole_folder import building, publish, storage_errors
+from mlx_mtp.whole_folder import PARTIAL, building, is_at_work, publish, storage_errors
 
 VERSION = 1  # of the way in which copies are made; raise it when the same source would give other files
 RECORD = "mlx-mtp-copy.json"
@@ -90,13 +90,13 @@ def kept_copy(key: str, bits: int, *, group_size: int = 64, into: Path | None = 
 
 
 def kept_copies(into: Path | None = None) -> tuple[KeptCopy, ...]:
-    """All copies that are kept, sound or not; damaged ones that were set aside have bits 0."""
+    """All copies that are on disk; bits 0: of no use, because damaged and set aside, or left unfinished."""
     place = copies_folder() if into is None else into
     found = []
     for path in sorted(place.iterdir()) if place.is_dir() else []:
-        if path.is_dir() and not path.name.startswith("."):
+        if path.is_dir() and not (path.name.endswith(PARTIAL) and is_at_work(path)):
             record = read_record(path) or {"source": path.name, "bits": 0}
-            bits = 0 if path.name.endswith(DAMAGED) else record["bits"]
+            bits = 0 if path.name.endswith((DAMAGED, PARTIAL)) else record["bits"]
             nbytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
             found.append(KeptCopy(path, record["source"], bits, nbytes))
     return tuple(found)

@@ -16,6 +16,7 @@ from pathlib import Path
 from mlx_mtp.errors import StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+PARTIAL = ".partial"
 WAIT_SECONDS = 0.2
 RESERVE_BYTES = 64 << 20  # left free for everything else that writes
 
@@ -27,7 +28,7 @@ def building(out: Path, on_wait: Callable[[], None] | None = None) -> Iterator[P
     Another process at work on the same folder is waited for, `on_wait` being called about five times a second,
     or refused where that is None. Raises StorageError where the folder cannot be made or written.
     """
-    partial = out.parent / f".{out.name}.partial"
+    partial = out.parent / f".{out.name}{PARTIAL}"
     with storage_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
     descriptor = lock_folder(partial, on_wait)
@@ -83,6 +84,18 @@ def open_locked(partial: Path) -> int | None:
         if not is_ours:
             os.close(descriptor)
     return descriptor if is_ours else None
+
+
+def is_at_work(partial: Path) -> bool:
+    """Whether a process is building in this partial folder; one that was killed is not."""
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def is_same(folder: Path, descriptor: int) -> bool:
