@@ -10,6 +10,10 @@ NESTED_TARGETS = ("gemma4", "gemma4_unified")
 FLAT_TARGETS = ("gemma4_text", "gemma4_unified_text")
 DRAFTERS = ("gemma4_assistant", "gemma4_unified_assistant")
 PLAIN_GEMMAS = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text")
+# Sizes that weights do not pin down, bounded far above the published ones so that no config.json asks for terabytes.
+LARGEST_WINDOW = 1 << 16
+LARGEST_CONTEXT = 1 << 24
+LARGEST_HEAD = 1 << 13
 SUPPORTED = ", ".join((*NESTED_TARGETS, *FLAT_TARGETS, *DRAFTERS))
 
 
@@ -127,9 +131,9 @@ def parse_text(fields: Fields, vocab_size: int, *, is_drafter: bool) -> TextConf
         num_global_kv_heads=kv_heads[FULL],
         head_dim=head_dims[SLIDING],
         global_head_dim=head_dims[FULL],
-        sliding_window=fields.integer("sliding_window", 512),
+        sliding_window=fields.integer("sliding_window", 512, high=LARGEST_WINDOW),
         num_kv_shared_layers=parse_shared_layers(fields, layer_types, is_drafter),
-        max_position_embeddings=fields.integer("max_position_embeddings", 131_072),
+        max_position_embeddings=fields.integer("max_position_embeddings", 131_072, high=LARGEST_CONTEXT),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6, high=1.0),
         sliding_rope_theta=theta[SLIDING],
         full_rope_theta=theta[FULL],
@@ -175,17 +179,17 @@ def parse_layer_types(fields: Fields) -> tuple[str, ...]:
 
 def parse_head_shapes(fields: Fields, layer_types: tuple[str, ...]) -> tuple[dict[str, int], dict[str, int]]:
     """Head size and K/V heads of each attention type, from either form transformers writes."""
-    head_dims = dict.fromkeys((SLIDING, FULL), fields.integer("head_dim", 256))
+    head_dims = dict.fromkeys((SLIDING, FULL), fields.integer("head_dim", 256, high=LARGEST_HEAD))
     kv_heads = dict.fromkeys((SLIDING, FULL), fields.integer("num_key_value_heads"))
     if fields.get("per_layer_config") is not None:
         overrides = read_per_layer_config(fields, layer_types)
         for kind, layer in {kind: i for i, kind in enumerate(layer_types)}.items():
             entry = overrides.get(layer)
             if entry is not None:
-                head_dims[kind] = entry.integer("head_dim", head_dims[kind])
+                head_dims[kind] = entry.integer("head_dim", head_dims[kind], high=LARGEST_HEAD)
                 kv_heads[kind] = entry.integer("num_key_value_heads", kv_heads[kind])
         return head_dims, kv_heads
-    head_dims[FULL] = fields.integer("global_head_dim", 512)
+    head_dims[FULL] = fields.integer("global_head_dim", 512, high=LARGEST_HEAD)
     if fields.flag("attention_k_eq_v", False):  # only then does the reference look at the global count
         kv_heads[FULL] = fields.integer("num_global_key_value_heads", kv_heads[FULL])
     return head_dims, kv_heads

@@ -5,6 +5,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -121,7 +122,14 @@ def read_header(file: Path) -> list[TensorInfo]:
         raise CheckpointError(f"{file}: damaged ({str(error)[:120]}); {DOWNLOAD}") from None
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
+        text = stream.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=no_name_twice)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # what is JSON to the safetensors reader may be none to Python's
+        raise CheckpointError(f"{file}: damaged ({str(error)[:120]}); {DOWNLOAD}") from None
     tensors = []
     for name, entry in header.items():
         if name != "__metadata__":
@@ -129,6 +137,14 @@ def read_header(file: Path) -> list[TensorInfo]:
             shape = tuple(entry["shape"])
             tensors.append(TensorInfo(name, shape, entry["dtype"], file, 8 + length + begin, end - begin))
     return tensors
+
+
+def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refused where readers could differ about which of two entries of one name counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return found
 
 
 def refuse_obvious_damage(file: Path) -> None:

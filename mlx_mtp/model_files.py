@@ -46,7 +46,7 @@ def own_file(folder: Path, name: str) -> Path | None:
             raise CheckpointError(f"{path}: must be a regular file; {DOWNLOAD}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, names that no file can have
         raise CheckpointError(f"{path}: cannot be read ({str(error)[:120]}); {DOWNLOAD}") from None
     return path
 

@@ -110,9 +110,11 @@ def dense_bias(logit_bias: Mapping[int, float], vocab_size: int) -> np.ndarray:
             raise ParameterError(
                 f"logit_bias ids must be in 0 .. {vocab_size - 1}, got {token!r}; remove that entry"
             )
-        if not isinstance(value, int | float) or value != value:
+        # A whole number that no float32 holds would overflow below; an infinity is a float and stays one.
+        too_large = isinstance(value, int) and abs(value) >= 2**127
+        if not isinstance(value, int | float) or value != value or too_large:
             raise ParameterError(
-                f"logit_bias values must be numbers, got {value!r} for id {token}; correct that entry"
+                f"logit_bias values must be numbers, got {str(value)[:40]} for id {token}; correct that entry"
             )
         bias[token] = value
     return bias

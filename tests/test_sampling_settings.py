@@ -35,7 +35,7 @@ def is_refused(error: pytest.ExceptionInfo[ParameterError], *parts: object) -> b
     [
         *[("temperature", value) for value in (math.nan, -0.1, math.inf, -math.inf, 101.0, "1", None)],
         *[("top_k", value) for value in (-1, 1.5, True, "3", None)],
-        *[("top_p", value) for value in (0, 0.0, -0.5, 1.0001, math.nan, "x")],
+        *[("top_p", value) for value in (0, 0.0, -0.5, 1.0001, math.nan, "x", 10**400)],
         *[("min_p", value) for value in (-0.1, 1.1, math.nan)],
         *[("repetition_penalty", value) for value in (0.0, -1.0, math.inf, math.nan)],
         *[("presence_penalty", value) for value in (-101.0, math.nan, math.inf)],
