@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,16 +48,21 @@ class Kept:
 
 def data_folder() -> Path:
     """Where records are kept; not made here. Raises StorageError where this user has no home folder."""
-    return _own_folder(platformdirs.user_data_path(APP, appauthor=False))
+    return _own_folder(platformdirs.user_data_path)
 
 
 def cache_folder() -> Path:
     """Where what can be made again is kept; as `data_folder`."""
-    return _own_folder(platformdirs.user_cache_path(APP, appauthor=False))
+    return _own_folder(platformdirs.user_cache_path)
 
 
-def _own_folder(path: Path) -> Path:
-    # Without HOME and without an entry for the user, "~" stays as it is and would become a folder right here.
+def _own_folder(find: Callable[..., Path]) -> Path:
+    try:
+        path = find(APP, appauthor=False)
+    except (
+        RuntimeError
+    ):  # what platformdirs raises where "~" is no folder; its older versions leave "~" as it is
+        path = Path("~")
     if not path.is_absolute():
         raise StorageError(
             "this user has no home folder, so nothing can be kept between runs; set HOME to a folder"
