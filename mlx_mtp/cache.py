@@ -114,7 +114,8 @@ def is_complete(folder: Path, commit: str) -> bool:
     if not (snapshot / "config.json").is_file():
         return False
     for path in snapshot.iterdir():
-        own_file(snapshot, path.name)
+        if not path.is_dir():  # other tools fetch whole repositories
+            own_file(snapshot, path.name)
     listed = read_tree(folder, commit)
     if listed is None:  # downloaded by something that keeps no listing
         return has_all_shards(snapshot)
