@@ -94,13 +94,8 @@ def _context_that_fits(
 
 
 def _recommended(machine: "Machine", room: int, *, other_than: str) -> list[str]:
-    """A remedy with the alias that is recommended for this machine, if that fits now."""
-    from mlx_mtp.recommend import recommend  # asks for a budget in its turn
+    """A remedy with another alias, the one recommended for this machine if that fits now."""
+    from mlx_mtp.recommend import instead_of  # asks for a budget in its turn
 
-    try:
-        choice = recommend(machine)
-    except MemoryRefusal:  # no model fits here
-        return []
-    if choice.alias.name == other_than or choice.estimate.total > room:
-        return []
-    return [f"use {choice.alias.name}, which needs {gigabytes(choice.estimate.total)}"]
+    found = instead_of(other_than, machine, room)
+    return [] if found is None else [f"use {found[0].name}, which needs {gigabytes(found[1].total)}"]

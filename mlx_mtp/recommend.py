@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlx_mtp.admission import GIB, budget_bytes, gigabytes
-from mlx_mtp.aliases import ALIASES, Alias
+from mlx_mtp.aliases import ALIASES, Alias, alias_of, find_alias
 from mlx_mtp.errors import MemoryRefusal
 from mlx_mtp.memory import MemoryEstimate, estimate_memory
 
@@ -71,6 +71,23 @@ def recommend(machine: "Machine") -> Recommendation:
         f"models may take {gigabytes(budget)} of this machine's {gigabytes(machine.memory_bytes)}; "
         "use a machine with more memory, or try the tiny pair that comes with this package, demo"
     )
+
+
+def instead_of(name: str, machine: "Machine", room: int) -> tuple[Alias, MemoryEstimate] | None:
+    """What to use where the model `name` does not fit into `room` bytes: the recommended one, else the strongest other.
+
+    None where nothing else fits, or the machine is too small for any.
+    """
+    try:
+        choice = recommend(machine)
+    except MemoryRefusal:
+        return None
+    refused = find_alias(name) or alias_of(name)
+    for alias in (choice.alias, *choice.alternatives):
+        estimate = estimate_on(machine, alias, choice.context)
+        if alias != refused and estimate.total <= room:
+            return alias, estimate
+    return None
 
 
 def estimate_on(machine: "Machine", alias: Alias, context: int = CONTEXT) -> MemoryEstimate:
