@@ -10,7 +10,8 @@ import mlx.core as mx
 
 import mlx_mtp
 from mlx_mtp.cli.against_mlx_lm import file_limits_kept
-from mlx_mtp.pair import Pair, locate
+from mlx_mtp.hub import parse_name
+from mlx_mtp.pair import Pair
 from mlx_mtp.prompt import prompt_ids
 
 
@@ -22,11 +23,19 @@ def load_ours(target: str) -> Pair:
     return replace(pair, prompt_format=replace(pair.prompt_format, eos_ids=()))
 
 
+def folder_of(target: str) -> Path:
+    """Where the files of "demo" or of a folder lie; models of the hub have no held-out prompts beside them."""
+    folder = parse_name(target).folder
+    if folder is None:
+        sys.exit(f"{target}: give demo or a folder")
+    return folder
+
+
 def load_mlx_lm(target: str) -> Any:
     """mlx-lm's own model of the same folder in float32, evaluated."""
     with file_limits_kept():
         from mlx_lm.utils import load_model
-    model, _ = load_model(locate(target))
+    model, _ = load_model(folder_of(target))
     model.set_dtype(mx.float32)
     mx.eval(model.parameters())
     return model
@@ -34,7 +43,7 @@ def load_mlx_lm(target: str) -> Any:
 
 def held_out_code(target: str, count: int) -> list[list[int]]:
     """Token ids of the first `count` held-out code prompts, from held_out.json beside the target folder."""
-    path = locate(target).parent / "held_out.json"
+    path = folder_of(target).parent / "held_out.json"
     if not path.is_file():
         sys.exit(f"{path}: not found; examples/train_demo_pair/held_out.py writes it")
     prompts = json.loads(Path(path).read_text())["code"]
@@ -43,7 +52,7 @@ def held_out_code(target: str, count: int) -> list[list[int]]:
 
 def held_out_chat(pair: Pair, target: str, count: int) -> list[list[int]]:
     """Token ids of the first `count` held-out questions, in the pair's chat template."""
-    questions = json.loads((locate(target).parent / "held_out.json").read_text())["chat"][:count]
+    questions = json.loads((folder_of(target).parent / "held_out.json").read_text())["chat"][:count]
     chats = [[{"role": "user", "content": question["question"]}] for question in questions]
     return [prompt_ids(pair.prompt_format, chat).ids for chat in chats]
 

@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     from mlx_mtp.errors import (
         CheckpointError,
         GenerationError,
+        HubError,
+        MachineError,
         MemoryRefusal,
         MtpError,
         PairError,
         ParameterError,
         PromptError,
+        StorageError,
     )
-    from mlx_mtp.pair import load
+    from mlx_mtp.memory import MemoryEstimate, estimate_memory
+    from mlx_mtp.pair import Pair, load
+    from mlx_mtp.progress import Progress
     from mlx_mtp.sampling import Sampling
 
 _HOME = {
@@ -28,12 +33,19 @@ _HOME = {
     "stream_generate": "api",
     "generate_batch": "api",
     "Sampling": "sampling",
+    "estimate_memory": "memory",
+    "MemoryEstimate": "memory",
+    "Pair": "pair",
+    "Progress": "progress",
     "MtpError": "errors",
     "CheckpointError": "errors",
     "PairError": "errors",
     "PromptError": "errors",
     "ParameterError": "errors",
     "MemoryRefusal": "errors",
+    "HubError": "errors",
+    "StorageError": "errors",
+    "MachineError": "errors",
     "GenerationError": "errors",
 }
 
@@ -43,12 +55,19 @@ __all__ = [
     "stream_generate",
     "generate_batch",
     "Sampling",
+    "estimate_memory",
+    "MemoryEstimate",
+    "Pair",
+    "Progress",
     "MtpError",
     "CheckpointError",
     "PairError",
     "PromptError",
     "ParameterError",
     "MemoryRefusal",
+    "HubError",
+    "StorageError",
+    "MachineError",
     "GenerationError",
     "__version__",
 ]

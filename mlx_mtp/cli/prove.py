@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlx_mtp.cli import options
-from mlx_mtp.cli.opening import open_pair
+from mlx_mtp.cli.opening import opened, opening
 from mlx_mtp.cli.terminal import is_smart, say, write_answer, write_aside
 from mlx_mtp.errors import PairError, ParameterError
 
@@ -22,6 +22,11 @@ DRAFTS: tuple[int | Literal["auto"], ...] = (1, 4, "auto")
 def prove(
     model: options.Model,
     drafter: options.Drafter = "auto",
+    quantize: options.Quantize = None,
+    drafter_bits: options.DrafterBits = "auto",
+    revision: options.Revision = None,
+    context: options.Context = None,
+    yes: options.Yes = False,
     prompts: Annotated[int, typer.Option("--prompts", help="How many of the built-in prompts.")] = 20,
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens of each reply.")] = 512,
     against: Annotated[
@@ -33,20 +38,28 @@ def prove(
     """Compare MTP on with MTP off. Exits with 1 where they differ by more than rounding can explain."""
     if against not in (None, "mlx-lm"):
         raise ParameterError(f"--against knows mlx-lm, got {against!r}; write --against mlx-lm")
-    pair = open_pair(model, drafter)
-    if pair.drafter is None:
-        raise PairError("there is no drafter, so nothing to prove; give one with --drafter PATH")
-    report = _run(pair, model, prompts, tokens, against)
+    asked = opening(
+        model,
+        drafter=drafter,
+        quantize=quantize,
+        drafter_bits=drafter_bits,
+        revision=revision,
+        context=context,
+        yes=yes,
+    )
+    with opened(asked) as pair:
+        if pair.drafter is None:
+            raise PairError("there is no drafter, so nothing to prove; give one with --drafter PATH")
+        report = _run(pair, prompts, tokens, against)
     write_answer((json.dumps(report.as_json()) if as_json else report.as_text()) + "\n")
     raise typer.Exit(0 if report.holds else 1)
 
 
-def _run(pair: "Pair", model: str, count: int, tokens: int, against: str | None) -> "Report":
+def _run(pair: "Pair", count: int, tokens: int, against: str | None) -> "Report":
     from mlx_mtp.cli.proof import compare
     from mlx_mtp.cli.proof_prompts import proof_prompts
     from mlx_mtp.cli.proof_report import Report
     from mlx_mtp.exactness import rows_are_invariant
-    from mlx_mtp.pair import locate
     from mlx_mtp.sampling import Sampling
 
     prompts = proof_prompts(pair, count, tokens)
@@ -72,8 +85,9 @@ def _run(pair: "Pair", model: str, count: int, tokens: int, against: str | None)
     if against is not None:
         from mlx_mtp.cli.against_mlx_lm import agreement
 
+        assert pair.folder is not None, "load gives every pair its folder"
         say("teacher-forcing the greedy texts through mlx-lm ...")
-        agreed = agreement(pair, locate(model), prompts, greedy_texts)
+        agreed = agreement(pair, pair.folder, prompts, greedy_texts)
     return Report(pair, exact, [len(ids) for ids in prompts], tokens, compared, agreed)
 
 
