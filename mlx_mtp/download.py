@@ -28,7 +28,7 @@ from mlx_mtp.cache import (
     write_whole,
 )
 from mlx_mtp.errors import CheckpointError, HubError, StorageError
-from mlx_mtp.hub_errors import may_pass, refusal, storage_refusal, unreachable, web_page
+from mlx_mtp.hub_errors import bad_token, may_pass, refusal, storage_refusal, unreachable, web_page
 from mlx_mtp.model_files import read_json
 from mlx_mtp.progress import OnProgress, silent
 from mlx_mtp.repo_ids import COMMIT, SHA256, check_file_name, check_revision
@@ -139,6 +139,8 @@ def ask_hub(repo_id: str, revision: str, endpoint: str | None, token: str | None
             if pause is None:
                 raise unreachable(error, repo_id) from None
             time.sleep(pause)
+        except UnicodeEncodeError:
+            raise bad_token(repo_id) from None
         except (ValueError, TypeError, KeyError, AttributeError):  # not JSON, or not a model's description
             raise web_page(repo_id, "its description") from None
     raise AssertionError("the last attempt returns or raises")
@@ -149,7 +151,7 @@ def listed_file(sibling: Any, repo_id: str) -> HubFile:
     name = check_file_name(str(sibling.rfilename), repo_id)
     sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
     is_valid = (
-        isinstance(sibling.size, int)
+        type(sibling.size) is int
         and sibling.size >= 0
         and isinstance(sibling.blob_id, str)
         and COMMIT.fullmatch(sibling.blob_id)

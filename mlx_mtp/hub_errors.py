@@ -65,6 +65,10 @@ def unreachable(error: Exception, repo_id: str) -> HubError:
     )
 
 
+def bad_token(repo_id: str) -> HubError:
+    return HubError(f"{repo_id}: the access token has characters that no token has; {LOG_IN} with a new one")
+
+
 def web_page(repo_id: str, what: str) -> HubError:
     return HubError(
         f"{repo_id}: {what} came as a web page or in an unknown form, as from the login page of a hotel or a proxy; "

@@ -17,7 +17,17 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from mlx_mtp.cache import HubFile, content_hash, has_size
 from mlx_mtp.errors import HubError
-from mlx_mtp.hub_errors import AGAIN, FULL, RANGE_REFUSED, may_pass, refusal, short, storage_refusal, web_page
+from mlx_mtp.hub_errors import (
+    AGAIN,
+    FULL,
+    RANGE_REFUSED,
+    bad_token,
+    may_pass,
+    refusal,
+    short,
+    storage_refusal,
+    web_page,
+)
 from mlx_mtp.progress import OnProgress, Progress
 
 PAUSES = (
@@ -159,6 +169,8 @@ def attempt(source: Source, partial: Path, meter: Meter) -> str | None:
         if status_of(error) == RANGE_REFUSED:
             restart(partial, meter)
         return short(error)
+    except UnicodeEncodeError:
+        raise bad_token(source.repo_id) from None
     except OSError as error:
         raise full_or_forbidden(error, partial, source) from None
     return None if size_of(partial) == source.file.size else "the connection was closed too early"

@@ -189,6 +189,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection; `hub` is set by the stand-in."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     hub: HubStandIn
 
     def log_message(self, format: str, *args: Any) -> None:
