@@ -40,15 +40,18 @@ def quantised_tensors(config: TargetConfig | DrafterConfig, dtype: mx.Dtype, see
     return tensors
 
 
-def quantised_matrix(shape: tuple[int, ...], dtype: mx.Dtype, rng: np.random.Generator) -> QuantizedWeight:
-    """[..., N, K] of 4-bit values spread evenly about zero, so that products keep the size of their input."""
+def quantised_matrix(
+    shape: tuple[int, ...], dtype: mx.Dtype, rng: np.random.Generator, bits: int = BITS
+) -> QuantizedWeight:
+    """[..., N, K] of packed values spread evenly about zero, so that products keep the size of their input."""
     *outer, width = shape
-    packed = mx.array(rng.integers(0, 2**32, (*outer, width * BITS // 32), dtype=np.uint32))
-    step = width**-0.5 / 4.6  # 4.6: standard deviation of 0 .. 15
+    packed = mx.array(rng.integers(0, 2**32, (*outer, width * bits // 32), dtype=np.uint32))
+    levels = 2**bits
+    step = width**-0.5 / ((levels**2 - 1) / 12) ** 0.5  # the standard deviation of 0 .. levels - 1
     scales = mx.full((*outer, width // GROUP), step, dtype)
-    biases = mx.full(scales.shape, -7.5 * step, dtype)
+    biases = mx.full(scales.shape, -(levels - 1) / 2 * step, dtype)
     mx.eval(packed, scales, biases)
-    return QuantizedWeight(packed, scales, biases, GROUP, BITS, "affine", dtype)
+    return QuantizedWeight(packed, scales, biases, GROUP, bits, "affine", dtype)
 
 
 def instantiated_parameters(config: TargetConfig | DrafterConfig) -> int:

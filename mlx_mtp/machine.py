@@ -120,7 +120,7 @@ def read_machine(path: Path) -> Machine:
     """A machine described by a JSON file with the fields of `Machine`, to see what would happen on another one."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MachineError(
             f"{path}: a machine is described by a JSON file, got {error}; give a readable one"
         ) from None

@@ -10,6 +10,8 @@ import struct
 import subprocess
 from typing import Any, NamedTuple
 
+from mlx_mtp.errors import MachineError
+
 FACTS = ("hw.memsize", "machdep.cpu.brand_string", "kern.hv_vmm_present", "sysctl.proc_translated")
 GPU_CORES = re.compile(r'"gpu-core-count"\s*=\s*(\d+)')
 PAGE_SIZE = re.compile(r"page size of (\d+) bytes")
@@ -33,9 +35,20 @@ class MacFacts(NamedTuple):
 
 def run_text(*command: str) -> str:
     """What a system command prints; a nonzero exit is fine, since sysctl has one for any name it does not know."""
-    # close_fds=False lets Python use posix_spawn: a fork of a process with a loaded model would be slow.
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10, close_fds=False)
+    try:
+        # close_fds=False lets Python use posix_spawn: a fork of a process with a loaded model would be slow.
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=10, close_fds=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise unreadable(command[0], str(error)) from None
     return done.stdout
+
+
+def unreadable(command: str, got: str) -> MachineError:
+    return MachineError(
+        f"{command} must say what this Mac has, got {got[:200]!r}; run it by hand to see why, and report it"
+    )
 
 
 def read_facts() -> MacFacts:
@@ -48,6 +61,8 @@ def parse_facts(sysctl: str, ioreg: str) -> MacFacts:
     """`sysctl NAME ..` prints `name: value` for those it knows; `ioreg` prints the GPU's properties."""
     values = dict(line.split(": ", 1) for line in sysctl.splitlines() if ": " in line)
     cores = GPU_CORES.search(ioreg)
+    if not values.get("hw.memsize", "").strip().isdecimal():
+        raise unreadable("sysctl hw.memsize", sysctl)
     return MacFacts(
         chip=values.get("machdep.cpu.brand_string", "unknown processor").strip(),
         gpu_cores=int(cores[1]) if cores else None,
@@ -77,15 +92,15 @@ def parse_vm_stat(text: str) -> int:
     It is what Activity Monitor does not count as used. "File-backed pages" hold the speculative ones too.
     """
     size = PAGE_SIZE.search(text)
-    if size is None:
-        raise ValueError(f"vm_stat printed no page size: {text[:100]!r}")
     pages = {
         name.strip().strip('"'): int(value.strip().rstrip("."))
         for name, _, value in (line.partition(":") for line in text.splitlines()[1:])
         if value.strip().rstrip(".").isdecimal()
     }
-    takeable = pages["Pages free"] + pages["File-backed pages"] + pages["Pages purgeable"]
-    return takeable * int(size[1])
+    names = ("Pages free", "File-backed pages", "Pages purgeable")
+    if size is None or not pages.keys() >= set(names):
+        raise unreadable("vm_stat", text)
+    return sum(pages[name] for name in names) * int(size[1])
 
 
 def footprint() -> int:
@@ -110,5 +125,5 @@ def pressure() -> str:
 
 
 def level_of(value: int) -> str:
-    """The kernel's number -> our word; numbers between the known ones count as the lower one's next."""
+    """The kernel's number -> our word; an unknown number counts as the next worse one."""
     return next((word for number, word in LEVELS.items() if value <= number), "critical")

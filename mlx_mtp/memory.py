@@ -93,6 +93,7 @@ def estimate_memory(
     drafter_bits: "int | Literal['auto'] | None" = "auto",
     dtype: "mx.Dtype | str | None" = None,
     turns: int | None = None,
+    prompt: int | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak while `batch` conversations of `context` tokens run; opens no socket and reads no weights.
 
@@ -100,7 +101,8 @@ def estimate_memory(
     (None: the alias's, or what config.json says); mlp_bits where the dense MLPs have others. drafter "auto": the one
     published for this shape; drafter_bits "auto": 4 for a quantised target, else 16 (None: as published, 16).
     dtype: of activations, K/V and dense weights; None is the file's bfloat16, a CPU takes "float32". turns: checkpoints
-    that the conversation leaves behind (None: one every 256 tokens). Raises ParameterError or CheckpointError.
+    that the conversation leaves behind (None: one every 256 tokens). prompt: the longest prompt, of which a chunk is in
+    work at once (None: as long as the context). Raises ParameterError or CheckpointError.
     """
     _check_counts(context, batch, bits, turns)
     item = _dtype_bytes(dtype)
@@ -118,7 +120,7 @@ def estimate_memory(
         drafter=small_bytes,
         kv=kv,
         checkpoints=checkpoint_bytes(text, context // TOKENS_A_TURN if turns is None else turns, item),
-        prefill=max(prefill_bytes(text, context, item), moved),
+        prefill=max(prefill_bytes(text, min(prompt or context, context), context, item), moved),
         rounds=round_bytes(text, context, batch, DRAFT_TOKENS if small else 0),
         overhead=BASE,
         plain_rounds=round_bytes(text, context, batch, 0),

@@ -99,10 +99,10 @@ def checkpoint_bytes(text: TextConfig, turns: int, item: int) -> int:
     return kept * one
 
 
-def prefill_bytes(text: TextConfig, rows: int, item: int) -> int:
-    """Scratch of one chunk while `rows` tokens are prefilled: a tile's scores, and rows of the widest product."""
-    chunk = min(CHUNK, rows)
-    keys = min(2 * KEY_TILE, rows)
+def prefill_bytes(text: TextConfig, prompt: int, context: int, item: int) -> int:
+    """Scratch of one chunk of a prompt: a tile's scores, and rows of the widest product."""
+    chunk = min(CHUNK, prompt)
+    keys = min(2 * KEY_TILE, context)
     scores = 4 * min(SCORES_PER_TILE * max(1, keys // KEY_TILE), text.num_heads * chunk * keys)
     own_layers = range(max(1, text.first_shared_layer - 1))
     widest = max(
