@@ -38,7 +38,7 @@ kern.hv_vmm_present: 0
 sysctl.proc_translated: 1
 """
 IOREG = """\
-+-o AGXAcceleratorG14X  <class AGXAcceleratorG14X, id 0x100000563, registered, matched, active, busy 0 (0 ms), retain 94>
++-o AGXAcceleratorG14X  <class AGXAcceleratorG14X, id 0x100000563, registered, matched, active, busy 0>
     {
       "IOClass" = "AGXAcceleratorG14X"
       "MetalPluginName" = "AGXMetalG14X"
