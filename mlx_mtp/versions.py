@@ -58,10 +58,11 @@ def check_versions(packages: Sequence[str] = RUNNING) -> tuple[str, ...]:
 
 
 def find_versions(
-    packages: Sequence[str] = EVERYTHING, version_of: Callable[[str], str] = metadata.version
+    packages: Sequence[str] = EVERYTHING, version_of: Callable[[str], str] | None = None
 ) -> tuple[Finding, ...]:
-    """One finding for each of `packages`, in the order of `TESTED`; `version_of` as `importlib.metadata.version`."""
-    return tuple(_find(tested, version_of) for tested in TESTED if tested.package in packages)
+    """One finding for each of `packages`, in the order of `TESTED`; `version_of` instead of the installed."""
+    ask = version_of or metadata.version
+    return tuple(_find(tested, ask) for tested in TESTED if tested.package in packages)
 
 
 def release_of(version: str) -> Release | None:
