@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +16,9 @@ from tiny_tokenizer import write_tokenizer
 COMMAND = [sys.executable, "-c", "from mlx_mtp.cli import main; main()"]
 VOCAB = 512  # half of it single bytes, so that the random model writes every control character
 CONTEXT = 512
+# Commands remember the model used last: never in the folders of whoever runs the tests.
+_HOME = tempfile.TemporaryDirectory(prefix="mlx-mtp-home-")
+OWN_HOME: dict[str, str | None] = {"HOME": _HOME.name, "XDG_DATA_HOME": None, "XDG_CACHE_HOME": None}
 
 
 def write_chat_pair(folder: Path) -> Path:
@@ -53,8 +57,8 @@ def babble(model: Path, *, temperature: float = 3.0, tokens: int = 300) -> tuple
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """This process's variables with some set or (None) removed; no terminal is promised to the command."""
-    merged = {**os.environ, "TERM": "dumb", **changes}
+    """This process's variables with some set or (None) removed; no terminal is promised, and HOME is an empty one."""
+    merged = {**os.environ, "TERM": "dumb", **OWN_HOME, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 
 
@@ -69,14 +73,15 @@ def run_cli(
 
 
 def run_main(
-    *words: str | Path, stdin: bytes = b"", screen: io.BytesIO | None = None
+    *words: str | Path, stdin: bytes = b"", screen: io.BytesIO | None = None, **variables: str | None
 ) -> subprocess.CompletedProcess[bytes]:
     """The same within this process, which saves starting one: for what depends on neither signals nor streams."""
     words = tuple(map(str, words))
     outputs = (screen or io.BytesIO(), io.BytesIO())
     out, err = (io.TextIOWrapper(output, encoding="utf-8", write_through=True) for output in outputs)
     given = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
-    with mock.patch.multiple(sys, argv=["mlx-mtp", *words], stdin=given, stdout=out, stderr=err):
+    streams = mock.patch.multiple(sys, argv=["mlx-mtp", *words], stdin=given, stdout=out, stderr=err)
+    with streams, mock.patch.dict(os.environ, environment(**variables), clear=True):
         try:
             main()
         except SystemExit as left:

@@ -171,8 +171,8 @@ def test_a_turn_that_does_not_fit_is_refused_and_the_chat_goes_on(model):
     assert said.count(" tok/s") == 1
 
 
-def test_without_a_model_it_says_what_to_type():
-    done = run_main("chat")
+def test_without_a_model_it_says_what_to_type(tmp_path):
+    done = run_main("chat", HOME=str(tmp_path), HF_HOME=str(tmp_path))
     assert done.returncode == 2
     assert "mlx-mtp chat demo" in one_line(done.stderr)
 

@@ -84,14 +84,14 @@ def test_nothing_stale_is_left_where_a_line_gets_shorter(show):
 
 
 def test_a_finished_download_leaves_one_line_and_a_broken_one_none(show):
-    assert show(download(40), columns=80) == ["downloading e4b: done, 4.0 GB in 40 s", ""]
+    assert show(download(40), columns=80) == ["downloaded 4.0 GB in 40 s", ""]
     assert show(download(39), columns=80) == [""]
 
 
 def test_what_was_there_before_counts_for_neither_speed_nor_sum(show):
     resumed = [(second, Progress("download", "d", (30 + second) * GB // 10, 4 * GB)) for second in range(11)]
     assert show(resumed[:-1], columns=80, stay=True) == ["d  97 %  3.9/4.0 GB  100 MB/s  1 s left"]
-    assert show(resumed, columns=80) == ["d: done, 1.0 GB in 10 s", ""]
+    assert show(resumed, columns=80) == ["downloaded 1.0 GB in 10 s", ""]
 
 
 def test_a_download_of_nothing_is_not_announced_as_done(show):
@@ -110,7 +110,7 @@ def test_the_speed_is_that_of_the_last_ten_seconds(show):
 def test_a_log_gets_a_line_at_each_tenth_and_each_ten_seconds(show):
     lines = show(download(40))
     assert lines[0] == "downloading e4b  0 %  0.0/4.0 GB"
-    assert lines[-1] == "downloading e4b: done, 4.0 GB in 40 s"
+    assert lines[-1] == "downloaded 4.0 GB in 40 s"
     assert [line.split("  ")[1] for line in lines[:-1]] == [f"{tenth} %" for tenth in range(0, 100, 10)]
     lines = show(download(40, total=400 * GB))
     assert [line.split("  ")[2] for line in lines] == [
@@ -127,6 +127,21 @@ def test_short_stages_say_nothing_to_a_log_unless_they_last(show):
     assert show(quick) == []
     assert show([(0, Progress("wait", "waiting for y")), (10, Progress("wait", "waiting for y"))]) == [
         "waiting for y  10 s"
+    ]
+
+
+def test_a_download_that_waits_for_its_connection_is_still_one_download(show):
+    cut = Progress("wait", "the connection broke; it goes on in 4 s", 2 * GB, 4 * GB)
+    after = [
+        (24 + second, Progress("download", "d", (20 + second) * GB // 10, 4 * GB)) for second in range(21)
+    ]
+    reports = [*download(20), (20, cut), *after]
+    assert show(reports, columns=80) == ["downloaded 4.0 GB in 44 s", ""]
+    assert show(reports[:22], columns=80, stay=True)[-1].startswith(
+        "the connection broke; it goes on in 4 s  50 %"
+    )
+    assert [line for line in show(reports) if "broke" in line] == [
+        "the connection broke; it goes on in 4 s  50 %  2.0/4.0 GB  100 MB/s  20 s left"
     ]
 
 

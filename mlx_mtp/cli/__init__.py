@@ -1,6 +1,7 @@
 """The `mlx-mtp` command: one file a subcommand; the only code here that prints.
 
-Exit codes: 0 ok, 1 the answer is no (`prove`), 2 usage, 3 model or drafter, 4 memory, 130 interrupted.
+Exit codes: 0 ok, 1 the answer is no (`prove`), 2 usage, 3 model or drafter, 4 memory,
+5 network, 130 interrupted.
 """
 
 import sys
@@ -11,6 +12,7 @@ import typer
 
 import mlx_mtp
 from mlx_mtp.clean import clean_for_terminal
+from mlx_mtp.cli import models
 from mlx_mtp.cli.chat import chat
 from mlx_mtp.cli.generate import generate
 from mlx_mtp.cli.prove import prove
@@ -47,6 +49,7 @@ def _options(
 app.command()(chat)
 app.command()(generate)
 app.command()(prove)
+app.add_typer(models.app)
 
 
 def main() -> None:

@@ -6,22 +6,32 @@ import typer
 
 from mlx_mtp.cli import options
 from mlx_mtp.cli.commands import HELP, Command, Message, read_line
+from mlx_mtp.cli.first_choice import choose_model, remember
 from mlx_mtp.cli.interrupts import Interrupts
 from mlx_mtp.cli.line_editor import ReadLine, line_reader
-from mlx_mtp.cli.opening import open_pair
+from mlx_mtp.cli.opening import opened, opening
 from mlx_mtp.cli.session import Session
 from mlx_mtp.cli.status import figures_table
 from mlx_mtp.cli.terminal import say
-from mlx_mtp.errors import MtpError, ParameterError
+from mlx_mtp.errors import MtpError
 
 REPLY_TOKENS = 4096
 
 
 def chat(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="A folder (./path or /path), or `demo`.")
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help=f"{options.MODEL_HELP} Without it: the one used last, or one that suits this machine.",
+        ),
     ] = "",
     drafter: options.Drafter = "auto",
+    quantize: options.Quantize = None,
+    drafter_bits: options.DrafterBits = "auto",
+    revision: options.Revision = None,
+    context: options.Context = None,
+    yes: options.Yes = False,
     mtp: options.Mtp = "auto",
     max_tokens: options.MaxTokens = REPLY_TOKENS,
     seed: options.Seed = None,
@@ -37,8 +47,6 @@ def chat(
     thinking: options.Thinking = None,
 ) -> None:
     """Chat: Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
-    if not model:
-        raise ParameterError("no model was named; try: mlx-mtp chat demo")
     reply = options.reply_options(
         mtp=mtp,
         max_tokens=max_tokens,
@@ -53,10 +61,22 @@ def chat(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
     )
-    pair = open_pair(model, drafter)
-    interrupts = Interrupts()
-    say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.")
-    _converse(Session(pair, reply.request(pair), system, interrupts), line_reader(), interrupts)
+    asked = opening(
+        model,
+        drafter=drafter,
+        quantize=quantize,
+        drafter_bits=drafter_bits,
+        revision=revision,
+        context=context,
+        yes=yes,
+    )
+    if not model:
+        asked = choose_model(asked)
+    with opened(asked) as pair:
+        remember(asked)
+        interrupts = Interrupts()
+        say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.")
+        _converse(Session(pair, reply.request(pair), system, interrupts), line_reader(), interrupts)
 
 
 def _converse(session: Session, read: ReadLine, interrupts: Interrupts) -> None:

@@ -8,7 +8,7 @@ import typer
 
 import mlx_mtp
 from mlx_mtp.cli import options
-from mlx_mtp.cli.opening import open_pair
+from mlx_mtp.cli.opening import opened, opening
 from mlx_mtp.cli.patience import Patience
 from mlx_mtp.cli.status import figures, status_line
 from mlx_mtp.cli.stdin_text import argument_text, piped_text
@@ -25,6 +25,11 @@ def generate(
     model: options.Model,
     prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="Text piped in is put after it.")] = "",
     drafter: options.Drafter = "auto",
+    quantize: options.Quantize = None,
+    drafter_bits: options.DrafterBits = "auto",
+    revision: options.Revision = None,
+    context: options.Context = None,
+    yes: options.Yes = False,
     mtp: options.Mtp = "auto",
     max_tokens: options.MaxTokens = REPLY_TOKENS,
     seed: options.Seed = None,
@@ -65,13 +70,21 @@ def generate(
         raise PromptError('the prompt is empty; give one: mlx-mtp generate MODEL "question"')
     if text and (system is not None or thinking is not None):
         raise PromptError("--system and --thinking belong to the chat template; leave out --text")
-    pair = open_pair(model, drafter)
-    request = reply.request(pair)
+    wanted = opening(
+        model,
+        drafter=drafter,
+        quantize=quantize,
+        drafter_bits=drafter_bits,
+        revision=revision,
+        context=context,
+        yes=yes,
+    )
     prepared = asked if text else _messages(asked, system)
-    if as_json:
-        _print_json(pair, prepared, request)
-    else:
-        _print_as_it_comes(pair, prepared, request)
+    with opened(wanted) as pair:
+        if as_json:
+            _print_json(pair, prepared, reply.request(pair))
+        else:
+            _print_as_it_comes(pair, prepared, reply.request(pair))
 
 
 def _messages(asked: str, system: str | None) -> list[dict[str, str]]:

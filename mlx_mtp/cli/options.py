@@ -10,12 +10,25 @@ from mlx_mtp.errors import ParameterError
 if TYPE_CHECKING:
     from mlx_mtp.pair import Pair
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder (./path or /path), or `demo` for the shipped pair.")
-]
+MODEL_HELP = "An alias such as e4b, a hub id (org/name), a folder (./path or /path), or demo."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Drafter = Annotated[
-    str, typer.Option("--drafter", metavar="auto|none|PATH", help="The assistant to draft with.")
+    str, typer.Option("--drafter", metavar="auto|none|MODEL", help="The assistant to draft with.")
 ]
+Quantize = Annotated[
+    int | None,
+    typer.Option("--quantize", metavar="4|8", help="Quantise unquantised weights; kept for later."),
+]
+DrafterBits = Annotated[
+    str, typer.Option("--drafter-bits", metavar="auto|4|8|16", help="Bits of the drafter's weights.")
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="A branch, tag or commit of the model on the hub.")
+]
+Context = Annotated[
+    int | None, typer.Option("--context", metavar="N", help="The longest conversation, in tokens.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Download what is missing without asking.")]
 Mtp = Annotated[
     str, typer.Option("--mtp", metavar="auto|off|N", help="Draft tokens a round; off is plain decoding.")
 ]

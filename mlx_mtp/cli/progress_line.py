@@ -17,7 +17,7 @@ PAINT_S = 0.1  # between paintings on a terminal
 TICK_S = 1.0  # painted again without news, so that a stalled download does not keep showing its old speed
 PLAIN_S = 10.0
 SPEED_S = 10.0  # the speed is that of the last ten seconds
-LONG_STAGES = ("download", "quantize")  # announced and summed up; the others only show while they run
+DONE = {"download": "downloaded", "quantize": "quantised"}  # announced and summed up; the others only show
 SMALLEST_MESSAGE = 8
 
 
@@ -38,6 +38,12 @@ class Meter:
         while len(self._samples) > 2 and self._samples[1][0] <= now - SPEED_S:
             self._samples.popleft()
         self.progress = progress
+
+    def includes(self, progress: Progress) -> bool:
+        """Whether a report is about the same work; a download that waits for its connection is the same download."""
+        stages = {self.progress.stage, progress.stage}
+        is_same = len(stages) == 1 or stages == {"download", "wait"}
+        return is_same and self.progress.total == progress.total
 
     @property
     def percent(self) -> int | None:
@@ -79,16 +85,12 @@ class ProgressLine:
         self._repaints = is_smart(sys.stderr)
         self._lock = threading.RLock()
         self._meter: Meter | None = None
+        self.last_stage: str | None = None  # of the newest report, None before the first
         self._shown = 0  # columns now on the line
         self._spoke = float("-inf")
         self._spoke_percent = 0
         self._ended = threading.Event()
         self._ticker = threading.Thread(target=self._tick, daemon=True) if ticks and self._repaints else None
-
-    @property
-    def stage(self) -> str | None:
-        """What is going on, None before the first report."""
-        return None if self._meter is None else self._meter.progress.stage
 
     def __enter__(self) -> "ProgressLine":
         if self._ticker is not None:
@@ -104,26 +106,24 @@ class ProgressLine:
         with self._lock:
             now = self._clock()
             meter = self._meter
-            if meter is None or (meter.progress.stage, meter.progress.total) != (
-                progress.stage,
-                progress.total,
-            ):
+            self.last_stage = progress.stage
+            if meter is None or not meter.includes(progress):
                 self._close_stage()
                 self._begin_stage(now, progress)
                 return
+            has_news = meter.progress.stage != progress.stage
             meter.update(now, progress)
-            if self._repaints:
-                if now - self._spoke >= PAINT_S or progress.done == progress.total:
-                    self._paint(now)
-            else:
-                self._speak(now)
+            if not self._repaints:
+                self._speak(now, at_once=has_news and progress.stage == "wait")
+            elif has_news or now - self._spoke >= PAINT_S or progress.done == progress.total:
+                self._paint(now)
 
     def _begin_stage(self, now: float, progress: Progress) -> None:
         self._meter = Meter(now, progress)
         self._spoke, self._spoke_percent = now, self._meter.percent or 0
         if self._repaints:
             self._paint(now)
-        elif progress.stage in LONG_STAGES:
+        elif progress.stage in DONE:
             say(self._line(now, None))
 
     def _close_stage(self) -> None:
@@ -134,18 +134,17 @@ class ProgressLine:
         self._clear()
         now, last = self._clock(), meter.progress
         moved = (last.done or 0) - (meter.first.done or 0)
-        if last.stage in LONG_STAGES and last.total and last.done == last.total and moved:
-            took = time_text(max(1.0, now - meter.began))
-            say(clean_for_terminal(f"{last.message}: done, {bytes_text(moved)} in {took}"))
+        if last.stage in DONE and last.total and last.done == last.total and moved:
+            say(f"{DONE[last.stage]} {bytes_text(moved)} in {time_text(max(1.0, now - meter.began))}")
 
-    def _speak(self, now: float) -> None:
+    def _speak(self, now: float, *, at_once: bool) -> None:
         """A plain line after each ten seconds, and at each tenth of a long stage."""
         meter = self._meter
         assert meter is not None
         percent = meter.percent
         tenth = percent is not None and percent // 10 > self._spoke_percent // 10 and percent < 100
-        is_long = meter.progress.stage in LONG_STAGES
-        if now - self._spoke >= PLAIN_S or (tenth and is_long):
+        is_long = meter.progress.stage in DONE
+        if at_once or now - self._spoke >= PLAIN_S or (tenth and is_long):
             say(self._line(now, None))
             self._spoke, self._spoke_percent = now, percent or 0
 

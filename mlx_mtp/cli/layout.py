@@ -1,0 +1,58 @@
+"""Text that fits the terminal it goes to: tables, and sentences broken between words."""
+
+import os
+import textwrap
+from collections.abc import Sequence
+from typing import TextIO
+
+from mlx_mtp.clean import clean_for_terminal
+from mlx_mtp.cli.sizes import columns_of
+
+GAP = "  "
+
+
+def columns_of_terminal(stream: TextIO | None) -> int | None:
+    """Columns of the terminal that `stream` is, None where it is none and nothing needs to be broken."""
+    if stream is None or not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+def wrapped(text: str, columns: int | None, indent: str = "") -> str:
+    """`text` indented and, where there is a limit, broken between words; longer words are left whole to be copied."""
+    if columns is None:
+        return indent + text
+    return textwrap.fill(
+        text,
+        width=max(columns - 1, 10),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, *, title: int) -> str:
+    """`rows` under `header`; where that is wider than `columns`, each row's cells one below another.
+
+    title: which cell stands first then. columns None: no limit.
+    """
+    cells = [list(header), *([clean_for_terminal(cell) for cell in row] for row in rows)]
+    widths = [max(columns_of(row[index]) for row in cells) for index in range(len(header))]
+    if columns is not None and sum(widths) + len(GAP) * (len(widths) - 1) > columns:
+        return "\n".join(_stacked(cells[0], row, title) for row in cells[1:])
+    return "\n".join(_aligned(row, widths) for row in cells)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cell + " " * (width - columns_of(cell)) for cell, width in zip(row, widths, strict=True)]
+    return GAP.join(padded).rstrip()
+
+
+def _stacked(header: Sequence[str], row: Sequence[str], title: int) -> str:
+    named = [f"{GAP}{name} {cell}" for name, cell in zip(header, row, strict=True)]
+    del named[title]
+    return "\n".join([row[title], *named])

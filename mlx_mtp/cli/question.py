@@ -1,0 +1,33 @@
+"""Yes/no questions to the person at the terminal."""
+
+import sys
+
+from mlx_mtp.clean import clean_for_terminal
+from mlx_mtp.cli.layout import columns_of_terminal, wrapped
+from mlx_mtp.cli.terminal import say, write_aside
+
+YES, NO = ("y", "yes"), ("", "n", "no")
+
+
+def tell(text: str, indent: str = "") -> None:
+    """What one should know before answering: as `say`, broken between words on a terminal."""
+    say(wrapped(text, columns_of_terminal(sys.stderr), indent))
+
+
+def can_ask() -> bool:
+    """Whether somebody can read a question (on stderr) and answer it (on stdin)."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def ask(question: str) -> bool:
+    """Ask until the answer is yes or no; Enter and Ctrl-D are no, Ctrl-C leaves."""
+    while True:
+        write_aside(clean_for_terminal(f"{question} [y/N] "))
+        line = sys.stdin.readline()
+        if not line:
+            write_aside("\n")
+            return False
+        word = line.strip().lower()
+        if word in YES or word in NO:
+            return word in YES
+        write_aside("Please type y or n. ")
