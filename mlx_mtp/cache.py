@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_mtp.errors import CheckpointError, MtpError, StorageError
+from mlx_mtp.errors import CheckpointError, MtpError
+from mlx_mtp.hub_errors import storage
 from mlx_mtp.model_files import own_file
 from mlx_mtp.repo_ids import COMMIT, SHA256, check_repo_id, check_revision
 
@@ -89,13 +90,14 @@ def cached_snapshot(
 ) -> Path | None:
     """The folder of a model that is completely in the cache, or None; opens no socket.
 
-    Raises CheckpointError where a file of it is a link that leaves the cache.
+    Raises CheckpointError where a file of it is a link that leaves the cache, StorageError where it cannot be read.
     """
     folder = repo_folder(repo_id, cache_dir)
     revision = check_revision(revision or "main")
-    commit = revision if COMMIT.fullmatch(revision) else read_ref(folder, revision)
-    if commit is None or not is_complete(folder, commit):
-        return None
+    with storage(folder):
+        commit = revision if COMMIT.fullmatch(revision) else read_ref(folder, revision)
+        if commit is None or not is_complete(folder, commit):
+            return None
     return folder / "snapshots" / commit
 
 
@@ -214,11 +216,12 @@ def verify(snapshot: Path) -> int:
 def list_cached(*, cache_dir: Path | None = None) -> tuple[CachedModel, ...]:
     """Every model in the cache, by id; opens no socket."""
     found = []
-    for folder in sorted(hub_cache(cache_dir).glob("models--*--*")):
-        organisation, _, name = folder.name.removeprefix("models--").partition("--")
-        commit = newest_commit(folder)
-        if commit is not None:
-            found.append(describe(f"{organisation}/{name}", folder, commit))
+    with storage(hub_cache(cache_dir)):
+        for folder in sorted(hub_cache(cache_dir).glob("models--*--*")):
+            organisation, _, name = folder.name.removeprefix("models--").partition("--")
+            commit = newest_commit(folder)
+            if commit is not None:
+                found.append(describe(f"{organisation}/{name}", folder, commit))
     return tuple(found)
 
 
@@ -265,16 +268,14 @@ def remove_cached(repo_id: str, *, cache_dir: Path | None = None) -> int:
     folder = repo_folder(repo_id, cache_dir)
     if not folder.is_dir():
         raise CheckpointError(f"{repo_id}: is not in the cache; `mlx-mtp models list` shows what is")
-    freed = bytes_of(folder)
     from huggingface_hub import scan_cache_dir
 
-    cache = scan_cache_dir(folder.parent)
-    known = [repo for repo in cache.repos if repo.repo_path.resolve() == folder.resolve()]
-    for repo in known:  # the library knows which blobs of the shared store other repositories use
-        cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
-    try:
+    with storage(folder):
+        freed = bytes_of(folder)
+        cache = scan_cache_dir(folder.parent)
+        known = [repo for repo in cache.repos if repo.repo_path.resolve() == folder.resolve()]
+        for repo in known:  # the library knows which blobs of the shared store other repositories use
+            cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
         if folder.exists():  # too damaged for the library, or unfinished
             shutil.rmtree(folder)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be removed ({error.strerror}); check who owns it") from None
     return freed

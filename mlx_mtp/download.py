@@ -28,11 +28,11 @@ from mlx_mtp.cache import (
     write_whole,
 )
 from mlx_mtp.errors import CheckpointError, HubError, StorageError
-from mlx_mtp.hub_errors import bad_token, may_pass, refusal, storage_refusal, unreachable, web_page
+from mlx_mtp.hub_errors import bad_token, may_pass, refusal, storage, unreachable, web_page
 from mlx_mtp.model_files import read_json
 from mlx_mtp.progress import OnProgress, silent
 from mlx_mtp.repo_ids import COMMIT, SHA256, check_file_name, check_revision
-from mlx_mtp.transfer import Meter, Source, download_file, size_of
+from mlx_mtp.transfer import CallersError, Meter, Source, call, download_file, size_of
 
 __all__ = [
     "CachedModel",
@@ -117,7 +117,8 @@ def plan_download(
     listing = tuple(listed_file(sibling, repo_id) for sibling in info.siblings or ())
     needed = [file for file in listing if is_needed(file.name)]
     check_usable(repo_id, needed, listing)
-    files = tuple(planned(file, folder, commit) for file in needed)
+    with storage(folder):
+        files = tuple(planned(file, folder, commit) for file in needed)
     return DownloadPlan(repo_id, revision, commit, files, folder, endpoint, listing)
 
 
@@ -201,15 +202,16 @@ def fetch(
     the configuration is there, and may raise to spare the rest. Raises HubError, StorageError.
     """
     needed = [HubFile(file.name, file.size, file.blob_id, file.sha256) for file in plan.files]
-    missing = [file for file in needed if not has_size(plan.snapshot / file.name, file.size)]
     try:
-        if missing:
-            check_disk(plan, missing)
-            fetch_missing(plan, missing, on_progress, token, before_weights)
-        if not COMMIT.fullmatch(plan.revision) and read_ref(plan.folder, plan.revision) != plan.commit:
-            write_whole(plan.folder / "refs" / plan.revision, plan.commit)
-    except OSError as error:
-        raise storage_refusal(error, plan.folder) from None
+        with storage(plan.folder):
+            missing = [file for file in needed if not has_size(plan.snapshot / file.name, file.size)]
+            if missing:
+                check_disk(plan, missing)
+                fetch_missing(plan, missing, on_progress, token, before_weights)
+            if not COMMIT.fullmatch(plan.revision) and read_ref(plan.folder, plan.revision) != plan.commit:
+                write_whole(plan.folder / "refs" / plan.revision, plan.commit)
+    except CallersError as callers:
+        raise callers.error from None
     if not is_complete(plan.folder, plan.commit):
         raise HubError(f"{plan.repo_id}: files vanished from {plan.snapshot} during the download; try again")
     return plan.snapshot
@@ -227,9 +229,14 @@ def check_disk(plan: DownloadPlan, missing: Iterable[HubFile]) -> None:
     free = shutil.disk_usage(disk).free
     if coming + SPARE > free:
         raise StorageError(
-            f"{plan.repo_id}: {coming / 1e9:.2f} GB are to be downloaded and {disk} has {free / 1e9:.2f} GB free; "
-            "free some space (`mlx-mtp models list` and `rm`), or set HF_HOME to a folder on another disk"
+            f"{plan.repo_id}: {size_text(coming)} are to be downloaded, and {disk} has {size_text(free)} free, "
+            f"of which {size_text(SPARE)} should stay free; free some space "
+            "(`mlx-mtp models list` and `rm`), or set HF_HOME to a folder on another disk"
         )
+
+
+def size_text(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def fetch_missing(
@@ -258,7 +265,7 @@ def fetch_missing(
     is_told = False
     for file in sorted(missing, key=lambda file: (is_weights(file), file.name)):
         if is_weights(file) and not is_told:
-            before_weights(plan.snapshot)
+            call(before_weights, plan.snapshot)
             is_told = True
         url = hf_hub_url(plan.repo_id, file.name, revision=plan.commit, endpoint=plan.endpoint)
         source = Source(plan.repo_id, plan.revision, url, file, headers)

@@ -1,6 +1,8 @@
 """What huggingface_hub raises, told in our words: what happened and what to do about it."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_mtp.errors import HubError, MtpError, StorageError
@@ -84,9 +86,18 @@ def storage_refusal(error: OSError, folder: Path) -> StorageError:
             "or set HF_HOME to a folder on another disk"
         )
     return StorageError(
-        f"{folder}: cannot be written ({error.strerror or short(error)}); "
+        f"{folder}: cannot be read or written ({error.strerror or short(error)}); "
         "check who owns it, or set HF_HOME to a folder of your own"
     )
+
+
+@contextmanager
+def storage(folder: Path) -> Iterator[None]:
+    """Within the block an OSError, such as a folder of another user, becomes a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_refusal(error, folder) from None
 
 
 def short(error: Exception) -> str:

@@ -7,11 +7,11 @@ fetched here, with its session, headers and addresses.
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from filelock import FileLock, SoftFileLock, Timeout
 
@@ -28,15 +28,10 @@ from mlx_mtp.hub_errors import (
     storage_refusal,
     web_page,
 )
-from mlx_mtp.progress import OnProgress, Progress
+from mlx_mtp.progress import OnProgress, Progress, Stage
 
-PAUSES = (
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    8.0,
-)  # seconds before each further attempt; their number bounds the attempts in a row
+Value = TypeVar("Value")
+PAUSES = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds before further attempts; their number bounds those in a row
 WORTH = 1 << 20  # bytes gained by an attempt that count as getting on
 POLL = 0.2  # seconds between looks at a lock that another process holds
 SAY_EVERY = 5.0  # seconds between messages about that
@@ -54,7 +49,23 @@ class Source:
     revision: str
     url: str
     file: HubFile
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
+
+
+class CallersError(Exception):
+    """Carries an OSError of the caller's own function, such as a closed stdout, past what handles ours."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def call(function: Callable[[Value], None], value: Value) -> None:
+    """Call what the caller gave; OSErrors come out as CallersError."""
+    try:
+        function(value)
+    except OSError as error:
+        raise CallersError(error) from None
 
 
 class Meter:
@@ -73,8 +84,8 @@ class Meter:
             self.reported = now
             self.say("download", f"downloading {name}")
 
-    def say(self, stage: Any, message: str) -> None:
-        self.on_progress(Progress(stage, message, self.done, self.total))
+    def say(self, stage: Stage, message: str) -> None:
+        call(self.on_progress, Progress(stage, message, self.done, self.total))
 
 
 def download_file(source: Source, blobs: Path, locks: Path, pointer: Path, meter: Meter) -> None:

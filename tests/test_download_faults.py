@@ -225,7 +225,7 @@ def test_a_full_disk_is_refused_before_the_first_byte(
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10**9, 10**9 - 1000, 1000))
     hub.push(REPO, {"config.json": CONFIG, WEIGHTS: b"w" * 12_000_000})
     message = refusal(StorageError)
-    assert "0.01 GB are to be downloaded" in message and "0.00 GB free" in message and "HF_HOME" in message
+    assert "12.0 MB are to be downloaded" in message and "0.0 MB free" in message and "HF_HOME" in message
     assert not hub.downloads() and not (tmp_path / "hub").exists()
 
 
@@ -253,7 +253,27 @@ def test_a_disk_that_becomes_full_keeps_no_part(
 def test_a_cache_that_cannot_be_written(hub: HubStandIn, tmp_path: Path) -> None:
     (tmp_path / "hub").write_text("a file where the folder should be")
     message = refusal(StorageError)
-    assert "cannot be written" in message and "HF_HOME" in message
+    assert "cannot be read or written" in message and "HF_HOME" in message
+
+
+def test_a_cache_of_another_user(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fetch(plan_download(REPO))
+    is_file = Path.is_file
+
+    def forbidden(path: Path, **options: Any) -> bool:
+        if REPO.split("/")[1] in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return is_file(path, **options)
+
+    monkeypatch.setattr(
+        Path, "is_file", forbidden
+    )  # as root, which tests may be, no real folder is forbidden
+    for call in (cached_snapshot, plan_download, remove_cached):
+        with pytest.raises(StorageError, match=r"Permission denied.*check who owns it"):
+            call(REPO)
+    with pytest.raises(StorageError, match="Permission denied"):
+        list_cached()
+    assert folder.is_dir()
 
 
 def test_a_read_only_cache_still_serves(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +303,17 @@ def test_a_caller_that_stops_keeps_what_came(hub: HubStandIn, tmp_path: Path) ->
     assert 0 < kept <= SIZE
     assert plan_download(REPO).missing_bytes == SIZE - kept
     assert verify(fetch(plan_download(REPO))) == 2
+
+
+def test_an_error_of_the_callers_own_comes_through(hub: HubStandIn) -> None:
+    def closed(progress: Progress) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        fetch(plan_download(REPO), closed)
+    with pytest.raises(BrokenPipeError):
+        fetch(plan_download(REPO), before_weights=closed)  # type: ignore[arg-type]
+    assert not [request for request in hub.requests if "/cdn/" in request.path], "no weights were asked for"
 
 
 HOSTILE_NAMES = [
