@@ -102,6 +102,11 @@ def kept_copies(into: Path | None = None) -> tuple[KeptCopy, ...]:
     return tuple(found)
 
 
+def is_sound(copy: KeptCopy) -> bool:
+    """Whether a listed copy can be used: its samples and small files are as they were when it was made."""
+    return copy.bits > 0 and damage_of(copy.path) is None
+
+
 def remove_copy(copy: KeptCopy) -> int:
     """Remove it from disk; -> bytes freed. Raises StorageError."""
     with storage_errors(copy.path):
@@ -205,4 +210,4 @@ def set_aside(out: Path, damage: str) -> str:
     return f"the kept copy {out.name} is damaged ({damage}) and is made again; it was set aside as {aside}"
 
 
-__all__ = ["KeptCopy", "kept_copies", "kept_copy", "quantized_copy", "remove_copy"]
+__all__ = ["KeptCopy", "is_sound", "kept_copies", "kept_copy", "quantized_copy", "remove_copy"]

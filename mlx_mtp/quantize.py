@@ -3,13 +3,14 @@
 import mlx.core as mx
 
 from mlx_mtp.checkpoint import Tensors
-from mlx_mtp.kept_quantized import KeptCopy, kept_copies, kept_copy, quantized_copy, remove_copy
+from mlx_mtp.kept_quantized import KeptCopy, is_sound, kept_copies, kept_copy, quantized_copy, remove_copy
 from mlx_mtp.quantize_files import quantize_checkpoint
 from mlx_mtp.quantize_plan import check_format, format_of
 from mlx_mtp.weights import DenseWeight, QuantizedWeight
 
 __all__ = [
     "KeptCopy",
+    "is_sound",
     "kept_copies",
     "kept_copy",
     "quantize_checkpoint",

@@ -91,7 +91,6 @@ def write_shard(shard: Shard, file: Path) -> Iterator[int]:
         write_at(new, shard.header, 0)
         for job in shard.jobs:
             yield from write_job(job, shard, new)
-        os.truncate(new.fileno(), shard.nbytes)
 
 
 def write_job(job: Job, shard: Shard, new: BinaryIO) -> Iterator[int]:

@@ -15,7 +15,7 @@ from mlx_mtp.hub import AUTO, ModelName, drafter_for, parse_name
 from mlx_mtp.machine import Machine
 from mlx_mtp.memory import MemoryEstimate, estimate_memory
 from mlx_mtp.progress import OnProgress
-from mlx_mtp.quantize import kept_copies, quantized_copy
+from mlx_mtp.quantize import is_sound, kept_copies, quantized_copy
 
 ADMITTED_CONTEXT = 4096  # tokens that memory must suffice for where no max_context is given
 
@@ -151,5 +151,8 @@ def _copy_without_source(name: ModelName, bits: int | None) -> Path | None:
     if bits is None or name.repo_id is None or _on_disk(name) is not None:
         return None
     source = f"{name.repo_id}@{name.revision or ''}"
-    copies = [copy.path for copy in kept_copies() if copy.bits == bits and copy.source.startswith(source)]
+    fitting = [copy for copy in kept_copies() if copy.bits == bits and copy.source.startswith(source)]
+    copies = [
+        copy.path for copy in fitting if is_sound(copy)
+    ]  # a damaged one has to be made again from the source
     return max(copies, key=lambda path: path.stat().st_mtime, default=None)

@@ -15,7 +15,14 @@ from mlx_mtp import kept_quantized
 from mlx_mtp.checkpoint import read_target
 from mlx_mtp.errors import CheckpointError, StorageError
 from mlx_mtp.progress import Progress
-from mlx_mtp.quantize import kept_copies, kept_copy, quantize_checkpoint, quantized_copy, remove_copy
+from mlx_mtp.quantize import (
+    is_sound,
+    kept_copies,
+    kept_copy,
+    quantize_checkpoint,
+    quantized_copy,
+    remove_copy,
+)
 from test_quantize import ROOT, assert_equal_tensors, stored_tensors
 from tiny_checkpoints import edit_tensors, write_target
 
@@ -132,7 +139,7 @@ def test_a_damaged_copy_is_set_aside_with_a_warning_and_made_again(
     want = stored_tensors(made)
     mx.eval(want)
     damage(made)
-    assert kept_copy(KEY, 4, into=cache) is None
+    assert kept_copy(KEY, 4, into=cache) is None and not any(map(is_sound, kept_copies(cache)))
     warnings: list[str] = []
     assert quantized_copy(source, 4, key=KEY, into=cache, on_warning=warnings.append) == made
     assert_equal_tensors(stored_tensors(made), want)
@@ -140,7 +147,24 @@ def test_a_damaged_copy_is_set_aside_with_a_warning_and_made_again(
     aside = made.with_name(made.name + ".corrupt")
     assert aside.is_dir() and "is damaged" in warning and str(aside) in warning
     assert quantized_copy(source, 4, key=KEY, into=cache, on_progress=unused) == made
-    assert [copy.bits for copy in kept_copies(cache)] == [4, 0]
+    assert [(copy.bits, is_sound(copy)) for copy in kept_copies(cache)] == [(4, True), (0, False)]
+
+
+def test_a_zeroed_stretch_of_a_large_file_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(range(1, 251)) * 40_000)
+    seal = kept_quantized.seal_of(file)
+    for start in (2_000_000, 5_000_001, 9_800_000):
+        with file.open("r+b") as stream:
+            stream.seek(start)
+            held = stream.read(200_000)
+            stream.seek(start)
+            stream.write(bytes(200_000))
+        assert kept_quantized.seal_of(file) != seal
+        with file.open("r+b") as stream:
+            stream.seek(start)
+            stream.write(held)
+    assert kept_quantized.seal_of(file) == seal
 
 
 def test_a_second_damage_replaces_the_first_that_was_set_aside(source: Path, cache: Path) -> None:
