@@ -14,7 +14,9 @@ import mlx_mtp
 from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.cli import models
 from mlx_mtp.cli.chat import chat
+from mlx_mtp.cli.doctor import doctor
 from mlx_mtp.cli.generate import generate
+from mlx_mtp.cli.layout import terminal_columns, wrapped
 from mlx_mtp.cli.prove import prove
 from mlx_mtp.cli.terminal import hold_standard_files
 from mlx_mtp.errors import MtpError
@@ -49,6 +51,7 @@ def _options(
 app.command()(chat)
 app.command()(generate)
 app.command()(prove)
+app.command()(doctor)
 app.add_typer(models.app)
 
 
@@ -61,7 +64,8 @@ def main() -> None:
     try:
         app()
     except MtpError as error:
-        print(f"mlx-mtp: {clean_for_terminal(str(error))}", file=sys.stderr)
+        message = f"mlx-mtp: {clean_for_terminal(str(error))}"
+        print(wrapped(message, terminal_columns(sys.stderr)), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
