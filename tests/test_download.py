@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cli_runs import environment, write_chat_pair
+from hub_cases import impatient
 from hub_stand_in import TOKEN, HubStandIn
-from mlx_mtp import Sampling, generate, load, transfer
-from mlx_mtp import download as downloads
+from mlx_mtp import Sampling, generate, load
 from mlx_mtp.download import cached_snapshot, fetch, list_cached, plan_download, remove_cached, verify
 from mlx_mtp.progress import Progress
 
@@ -44,12 +44,6 @@ sys.addaudithook(forbid)
 """
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PAUSES", (0.0,) * len(transfer.PAUSES))
-    monkeypatch.setattr(downloads, "ASK_PAUSES", (0.0,) * len(downloads.ASK_PAUSES))
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubStandIn]:
     """A hub with one model of 1 MB, which this process uses with a cache of its own."""
@@ -57,7 +51,7 @@ def hub(tmp_path: Path) -> Iterator[HubStandIn]:
     with HubStandIn(
         {REPO: {"config.json": CONFIG, "tokenizer.json": b"{}", WEIGHTS: weights} | OTHERS}
     ) as hub:
-        with hub.in_process(tmp_path):
+        with impatient(), hub.in_process(tmp_path):
             yield hub
 
 
