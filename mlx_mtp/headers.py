@@ -43,7 +43,7 @@ def read_headers(folder: Path) -> tuple[dict[str, TensorInfo], list[str]]:
         for info in read_header(file):
             if info.name in tensors:
                 raise CheckpointError(
-                    f"{folder}: every tensor must be in one file, got {info.name} in "
+                    f"{folder}: every tensor must be in one file, got {info.name:.120} in "
                     f"{tensors[info.name].file.name} and {file.name}; remove the file that does not belong"
                 )
             tensors[info.name] = info
@@ -76,11 +76,13 @@ def indexed_files(folder: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or "\\" in name or name in (".", ".."):
             raise CheckpointError(
-                f"{folder / INDEX}: shards must lie beside the index, got {name!r}; "
+                f"{folder / INDEX}: shards must lie beside the index, got {name!r:.120}; "
                 "do not use this model unless you trust whoever made it"
             )
         if not name.endswith(".safetensors"):
-            raise CheckpointError(f"{folder / INDEX}: shards must be .safetensors, got {name!r}; {DOWNLOAD}")
+            raise CheckpointError(
+                f"{folder / INDEX}: shards must be .safetensors, got {name!r:.120}; {DOWNLOAD}"
+            )
     missing = [name for name in names if own_file(folder, name) is None]
     if missing:
         raise CheckpointError(

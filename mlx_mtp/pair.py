@@ -6,11 +6,18 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from mlx_mtp.checkpoint import check_pair, read_drafter, read_drafter_config, read_target, read_target_config
+from mlx_mtp.checkpoint import (
+    check_pair,
+    read_drafter,
+    read_drafter_config,
+    read_generation,
+    read_target,
+    read_target_config,
+)
 from mlx_mtp.config import TargetConfig
 from mlx_mtp.drafter import Drafter, make_drafter
 from mlx_mtp.dtypes import activation_dtype
-from mlx_mtp.errors import ParameterError
+from mlx_mtp.errors import CheckpointError, ParameterError
 from mlx_mtp.exactness import rows_are_invariant
 from mlx_mtp.machine import check_machine, free_bytes, this_machine
 from mlx_mtp.model_files import check_unchanged
@@ -85,6 +92,9 @@ def load(
     prompts = load_prompt_format(
         sources.target, eos_ids=config.eos_token_ids, vocab_size=config.text.vocab_size
     )
+    sampling = default_sampling(
+        read_generation(sources.target), str(sources.target / "generation_config.json")
+    )
     admit(wanted, machine, sources.target, free=free_bytes(), drafter=small_config)
 
     report(Progress("read", f"reading {sources.target}"))
@@ -99,7 +109,7 @@ def load(
         target=model,
         drafter=small,
         prompt_format=prompts,
-        sampling=default_sampling(checkpoint.generation),
+        sampling=sampling,
         max_context=context,
         rounds=Rounds(model, small),
         warnings=(*version_warnings, *sources.warnings, *checkpoint.warnings, *small_warnings),
@@ -136,9 +146,12 @@ def _checked_context(name: str, config: TargetConfig, max_context: int | None) -
     return max_context or own
 
 
-def default_sampling(generation: dict[str, Any]) -> Sampling:
+def default_sampling(generation: dict[str, Any], source: str = "generation_config.json") -> Sampling:
     """The sampling that generation_config.json asks for; `do_sample: false` is greedy."""
     if not generation.get("do_sample", True):
         return Sampling(temperature=0.0)
     known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return Sampling(**{name: generation[name] for name in known if generation.get(name) is not None})
+    try:
+        return Sampling(**{name: generation[name] for name in known if generation.get(name) is not None})
+    except ParameterError as error:
+        raise CheckpointError(f"{source}: {error}") from None

@@ -270,6 +270,7 @@ def _read_object(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _token_text(token: Any) -> str | None:
-    """-> a named token's text, written as such or as an object with its content."""
+    """-> a named token's text, written as such or as an object with its content; None for what no token can be."""
     text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+    is_text = isinstance(text, str) and not any("\ud800" <= char <= "\udfff" for char in text)
+    return text if is_text else None

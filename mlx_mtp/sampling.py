@@ -33,7 +33,7 @@ class Sampling:
         _check_number("temperature", self.temperature, 0.0, 100.0)
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
             raise ParameterError(
-                f"top_k must be a whole number >= 0, got {self.top_k!r}; use 0 to turn it off"
+                f"top_k must be a whole number >= 0, got {self.top_k!r:.60}; use 0 to turn it off"
             )
         _check_number("top_p", self.top_p, 0.0, 1.0, above_low=True)
         _check_number("min_p", self.min_p, 0.0, 1.0)
@@ -42,7 +42,7 @@ class Sampling:
         _check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             raise ParameterError(
-                f"seed must be a whole number or None, got {self.seed!r}; leave it out for a random one"
+                f"seed must be a whole number or None, got {self.seed!r:.60}; leave it out for a random one"
             )
 
     @property
@@ -55,7 +55,7 @@ def _check_number(name: str, value: float, low: float, high: float, *, above_low
     if not inside or (above_low and value == low):
         bracket = "(" if above_low else "["
         raise ParameterError(
-            f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r}; choose a value in that range"
+            f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r:.60}; choose a value in that range"
         )
 
 
@@ -108,7 +108,7 @@ def dense_bias(logit_bias: Mapping[int, float], vocab_size: int) -> np.ndarray:
     for token, value in logit_bias.items():
         if not isinstance(token, int) or not 0 <= token < vocab_size:
             raise ParameterError(
-                f"logit_bias ids must be in 0 .. {vocab_size - 1}, got {token!r}; remove that entry"
+                f"logit_bias ids must be in 0 .. {vocab_size - 1}, got {token!r:.60}; remove that entry"
             )
         # A whole number that no float32 holds would overflow below; an infinity is a float and stays one.
         too_large = isinstance(value, int) and abs(value) >= 2**127
