@@ -15,11 +15,12 @@ PRODUCT_ROWS = (1, 4, 8, 512)
 COPIES_BYTES = 128 << 20  # of weights walked in turn: more than any chip keeps in its caches
 MOST_COPIES, LARGEST_SIDE = 16, 2048
 TOO_SLOW_MS = 2000.0
+GROUP = 64  # values that share a scale
 
 
 def dtype_times(setting: Setting, found: Found, deadline: Deadline) -> None:
     """Products of the model's width by rows and type, then a target pass of 1 and 4 rows in each type."""
-    side = min(LARGEST_SIDE, setting.the_pair.target.text.hidden_size)
+    side = min(LARGEST_SIDE, -(-setting.the_pair.target.text.hidden_size // GROUP) * GROUP)
     found["side"] = side
     for kind in ("dense", "4-bit"):
         found[kind] = {}
@@ -59,7 +60,7 @@ def chain(side: int, rows: int, dtype: mx.Dtype, *, quantized: bool) -> Run:
         for i in range(copies)
     ]
     x = mx.random.normal((rows, side), key=mx.random.key(99)).astype(dtype)
-    packed = [mx.quantize(weight, group_size=64, bits=4) for weight in weights] if quantized else []
+    packed = [mx.quantize(weight, group_size=GROUP, bits=4) for weight in weights] if quantized else []
     mx.eval(x, packed or weights)
     if quantized:
         weights = []
@@ -70,7 +71,7 @@ def chain(side: int, rows: int, dtype: mx.Dtype, *, quantized: bool) -> Run:
         for weight in weights:
             y = y @ weight.T
         for weight, scales, biases in packed:
-            y = mx.quantized_matmul(y, weight, scales, biases, transpose=True, group_size=64, bits=4)
+            y = mx.quantized_matmul(y, weight, scales, biases, transpose=True, group_size=GROUP, bits=4)
         mx.eval(y)
         return time.perf_counter() - started
 
