@@ -1,28 +1,17 @@
 """The three functions most programs need: a reply, a reply as it comes, and many replies at once."""
 
-import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mlx_mtp.conversation import (
-    Chunk,
-    Conversation,
-    Generation,
-    Prompt,
-    Reply,
-    Request,
-    collect,
-    make_request,
-    start_row,
-)
-from mlx_mtp.decode import RowLimits, decode
+from mlx_mtp.batch import generate_rows
+from mlx_mtp.conversation import Conversation, Prompt, Request, make_request
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import make_policy
-from mlx_mtp.sampling import Sampling, sampler_class
-from mlx_mtp.state import State, StateCell, join_rows
-from mlx_mtp.turns import History
+from mlx_mtp.pressure import Guard
+from mlx_mtp.reply import Chunk, Generation, collect
+from mlx_mtp.sampling import Sampling
 
 
 def stream_generate(
@@ -75,7 +64,8 @@ def generate_batch(
     """Replies to all prompts, decoded together; n answers to a prompt share its prefill and follow one another.
 
     sampling: one for all or one per prompt; answer i of a prompt has its seed + i. Rows do not influence each other:
-    each text is that of its own solo run, where rows are invariant (see `exactness`).
+    each text is that of its own solo run, where rows are invariant (see `exactness`). While memory is short fewer rows
+    are decoded at a time (see `generate_rows`).
     """
     if not prompts:
         return []
@@ -99,47 +89,11 @@ def generate_batch(
         )
         for prompt, own in zip(prompts, per_prompt, strict=True)
     ]
-    rows = [_answers(request, n) for request in requests]
+    rows = [answer for request in requests for answer in _answers(request, n)]
     policy = make_policy(num_draft_tokens, has_drafter=pair.drafter is not None, fit=pair.rounds.fit)
-    return _decode_together(pair, rows, policy, on_progress)
+    return generate_rows(pair, rows, policy, Guard(), on_progress)
 
 
 def _answers(request: Request, n: int) -> list[Request]:
     seed = request.sampling.seed or 0
     return [replace(request, sampling=replace(request.sampling, seed=seed + i)) for i in range(n)]
-
-
-def _decode_together(
-    pair: Pair, rows: list[list[Request]], policy: Any, on_progress: Any
-) -> list[Generation]:
-    started = time.perf_counter()
-    requests = [request for answers in rows for request in answers]
-    states = [state for answers in rows for state in _start_answers(pair, answers, requests, on_progress)]
-    cell = StateCell(join_rows(pair.target.text, states))
-    del states
-    replies = [Reply(pair, request, 0, started, row) for row, request in enumerate(requests)]
-    limits = [RowLimits(request.max_tokens, frozenset(pair.prompt_format.eos_ids)) for request in requests]
-    sampler = sampler_class([request.sampling for request in requests])
-    chunks: list[list[Chunk]] = [[] for _ in requests]
-    steps = decode(pair.rounds, cell, limits, policy, sampler)
-    for step in steps:
-        for row, reply in enumerate(replies):
-            if reply.finish_reason is None:
-                chunks[row].append(reply.take(step, policy))
-        if all(reply.finish_reason is not None for reply in replies):
-            break
-    steps.close()
-    return [collect(own) for own in chunks]
-
-
-def _start_answers(
-    pair: Pair, answers: list[Request], everyone: list[Request], on_progress: Any
-) -> list[State]:
-    """One prefill, then a state for each answer; the K/V arrays are shared until they are joined."""
-    first = answers[0]
-    kv, hidden, _ = History(pair.target).extend(first.ids, room=first.max_tokens, on_progress=on_progress)
-    sampler = sampler_class([request.sampling for request in everyone])
-    return [
-        start_row(pair, request, kv, hidden, with_bias=sampler.bias, with_counts=sampler.penalties)
-        for request in answers
-    ]

@@ -2,22 +2,25 @@
 
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import mlx.core as mx
 
-from mlx_mtp.decode import RowLimits, Step, decode
-from mlx_mtp.errors import ParameterError, PromptError
+from mlx_mtp.decode import RowLimits, decode
+from mlx_mtp.errors import MemoryRefusal, ParameterError, PromptError
+from mlx_mtp.memory_parts import prefill_bytes
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy, make_policy
 from mlx_mtp.prefill import CHUNK, first_token
+from mlx_mtp.pressure import REMEDY, STOPPED, Guard, StoppedForMemory, out_of_memory_refused
 from mlx_mtp.prompt import prompt_ids
+from mlx_mtp.reply import Chunk, Generation, Reply, collect
 from mlx_mtp.sampling import Sampling, fold_seed, sampler_class, sampling_arrays
 from mlx_mtp.state import KeysValues, State, StateCell, no_drafts
-from mlx_mtp.stats import RowCount, Stats
-from mlx_mtp.stream import Piece, TextStream, check_stops
+from mlx_mtp.stream import check_stops
 from mlx_mtp.turns import History
 
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -32,30 +35,6 @@ class Request:
     max_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What a round added: text of the answer, of the thoughts, of tool calls; `stats` so far."""
-
-    text: str
-    thought: str
-    tool_call: str
-    tokens: tuple[int, ...]
-    finish_reason: str | None
-    stats: Stats
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A whole reply; `finish_reason` is "stop", "length", "cancelled" or "error"."""
-
-    text: str
-    thought: str
-    tool_call: str
-    tokens: list[int]
-    finish_reason: str
-    stats: Stats
 
 
 def make_request(
@@ -90,14 +69,24 @@ def make_request(
 
 
 def start_row(
-    pair: Pair, request: Request, kv: KeysValues, hidden: mx.array, *, with_bias: bool, with_counts: bool
+    pair: Pair,
+    request: Request,
+    kv: KeysValues,
+    hidden: mx.array,
+    *,
+    with_bias: bool,
+    with_counts: bool,
+    written: Sequence[int] = (),
 ) -> State:
-    """Prefilled K/V and last hidden row -> a state of one row whose first token is chosen."""
+    """Prefilled K/V and last hidden row -> a state of one row whose first token is chosen.
+
+    A reply that goes on has `written` tokens already; all but the last of them are in the K/V.
+    """
     text = pair.target.text
     sampler = sampler_class([request.sampling])
     state = State(
         kv=kv,
-        length=mx.array([len(request.ids)], mx.int32),
+        length=mx.array([len(request.ids) + max(len(written) - 1, 0)], mx.int32),
         last=mx.zeros((1,), mx.uint32),
         hidden=hidden,
         drafts=no_drafts(1),
@@ -106,10 +95,13 @@ def start_row(
         counts=prompt_counts(request.ids, text.vocab_size) if with_counts else None,
         active=mx.array([True]),
     )
-    token, valid = first_token(pair.target, state, sampler)
+    if written:
+        token, valid = mx.array([written[-1]], mx.uint32), state.active
+    else:
+        token, valid = first_token(pair.target, state, sampler)
     if state.counts is not None:
-        generated = (token[:, None] == mx.arange(text.vocab_size, dtype=mx.uint32)).astype(mx.int32)
-        state = state._replace(counts=mx.stack([state.counts[:, 0], generated], axis=1))
+        generated = _counted(written or cast(list[int], token.tolist()), text.vocab_size)
+        state = state._replace(counts=mx.stack([state.counts[:, 0], generated[None]], axis=1))
     state = state._replace(last=token, active=valid)
     mx.eval(state.last, state.active, state.counts, state.sampling)
     return state
@@ -117,16 +109,21 @@ def start_row(
 
 def prompt_counts(ids: Sequence[int], vocab_size: int) -> mx.array:
     """ids -> [1, 2, V] int32: how often each token stands in the prompt; none is generated yet."""
-    in_prompt = mx.zeros((vocab_size,), mx.int32).at[mx.array(list(ids), mx.uint32)].add(1)
+    in_prompt = _counted(ids, vocab_size)
     return mx.stack([in_prompt, mx.zeros_like(in_prompt)])[None]
+
+
+def _counted(ids: Sequence[int], vocab_size: int) -> mx.array:
+    return mx.zeros((vocab_size,), mx.int32).at[mx.array(list(ids), mx.uint32)].add(1)
 
 
 class Conversation:
     """Prompts that share a K/V cache: each one prefills only what the last did not leave there."""
 
-    def __init__(self, pair: Pair, *, chunk: int = CHUNK):
+    def __init__(self, pair: Pair, *, chunk: int = CHUNK, guard: Guard | None = None):
         self.pair = pair
         self.history = History(pair.target)
+        self.guard = guard or Guard()
         self._chunk = chunk
         self._policies: dict[int | str, Policy] = {}
         self._busy = False
@@ -134,6 +131,11 @@ class Conversation:
     def clear(self) -> None:
         """Drop the K/V; the next prompt starts cold."""
         self.history.clear()
+
+    def shrink(self) -> None:
+        """Keep less: turns that diverge in their history are prefilled from further back."""
+        self.history.drop_checkpoints()
+        mx.clear_cache()
 
     def stream(
         self,
@@ -150,7 +152,8 @@ class Conversation:
         """Reply to `prompt`, which is the whole context each time; arguments are checked before this returns.
 
         Closing the iterator cancels within one round and keeps the tokens yielded. `on_progress(done, total)` is told
-        of prefilled tokens; if it raises, prefill stops there.
+        of prefilled tokens; if it raises, prefill stops there. A reply that stops for lack of memory keeps its text,
+        and its last chunk has a `note`; MemoryRefusal is raised where there is no text yet, or where MLX ran out.
         """
         request = make_request(
             self.pair,
@@ -178,7 +181,8 @@ class Conversation:
             raise ParameterError("this conversation is replying already; finish or close that reply first")
         self._busy = True
         try:
-            yield from self._rounds(request, policy, on_progress)
+            with out_of_memory_refused(self.clear):
+                yield from self._rounds(request, policy, on_progress)
         finally:
             self._busy = False
 
@@ -191,7 +195,8 @@ class Conversation:
             room=request.max_tokens,
             boundaries=request.boundaries,
             chunk=self._chunk,
-            on_progress=on_progress,
+            on_progress=self._watched(on_progress),
+            admit=partial(self._admit, len(request.ids)),
         )
         penalises = request.sampling.penalises
         try:
@@ -215,90 +220,45 @@ class Conversation:
                 yield chunk
                 if chunk.finish_reason is not None:
                     return
+                relief = self.guard.relief()
+                if relief == "shrink":
+                    self.shrink()
+                elif relief == "stop":
+                    yield reply.stop(policy, STOPPED)
+                    return
         finally:
             steps.close()
-            if reply.broken:
+            kv = cell.take().kv
+            if reply.failed:
                 self.history.clear()
+                del kv
+                mx.clear_cache()
             else:
-                self.history.keep([*request.ids, *reply.tokens], cell.take().kv)
+                self.history.keep([*request.ids, *reply.tokens], kv)
 
+    def _admit(self, prompt_tokens: int, new_bytes: int) -> None:
+        """Refuse a prompt whose K/V and scratch do not fit; the conversation stays as it was."""
+        target = self.pair.target
+        rows = self.history.rows + prompt_tokens
+        needed = new_bytes + prefill_bytes(target.text, prompt_tokens, rows, target.dtype.size)
+        try:
+            self.guard.admit(needed)
+        except MemoryRefusal:
+            self.shrink()
+            self.guard.admit(needed)
 
-class Reply:
-    """Turns one row's steps into chunks and figures."""
+    def _watched(self, on_progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+        """`on_progress`, with a look at memory after each chunk."""
 
-    def __init__(self, pair: Pair, request: Request, reused: int, started: float, row: int = 0):
-        self.tokens: list[int] = []
-        self.broken = False
-        self._pair, self._request, self._reused, self._row = pair, request, reused, row
-        self._count = RowCount()
-        self._stream = TextStream(
-            pair.prompt_format.tokenizer, stop=request.stop, eos_ids=pair.prompt_format.eos_ids
-        )
-        self._started, self._first_at = started, time.perf_counter()
+        def watched(done: int, total: int) -> None:
+            relief = self.guard.relief()
+            if relief == "shrink":
+                self.shrink()
+            elif relief == "stop" and done < total:
+                raise StoppedForMemory(
+                    f"this machine is short of memory, the prompt was given up at token {done:,} of {total:,}; {REMEDY}"
+                )
+            if on_progress is not None:
+                on_progress(done, total)
 
-    @property
-    def finish_reason(self) -> str | None:
-        return self._stream.finish_reason
-
-    def take(self, step: Step, policy: Policy) -> Chunk:
-        """This row's part of a step -> the chunk for it."""
-        tokens, finish = step.tokens[self._row], step.finish[self._row]
-        pushed = self._stream.push(tokens)
-        pieces = pushed.pieces
-        if finish is not None and pushed.finish_reason is None:
-            pieces += self._stream.finish(finish).pieces
-        self.broken = self.broken or finish == "error"
-        used = tokens[: pushed.used]
-        self.tokens += used
-        self._count.add(step, self._row, len(used))
-        return Chunk(
-            text=_joined(pieces, "answer"),
-            thought=_joined(pieces, "thought"),
-            tool_call=_joined(pieces, "tool"),
-            tokens=used,
-            finish_reason=self.finish_reason,
-            stats=self.stats(policy),
-        )
-
-    def stats(self, policy: Policy) -> Stats:
-        """The figures so far."""
-        count, now = self._count, time.perf_counter()
-        prefill_s, decode_s = self._first_at - self._started, now - self._first_at
-        prompt_tokens = len(self._request.ids)
-        return Stats(
-            prompt_tokens=prompt_tokens,
-            reused_tokens=self._reused,
-            generation_tokens=count.tokens,
-            rounds=count.rounds,
-            drafted=count.drafted,
-            accepted=count.accepted,
-            accepted_by_position=tuple(count.by_position),
-            num_draft_tokens=tuple(count.num_draft_tokens),
-            prompt_tps=(prompt_tokens - self._reused) / prefill_s if prefill_s > 0 else 0.0,
-            generation_tps=max(count.tokens - 1, 0) / decode_s if decode_s > 0 else 0.0,
-            ttft_s=prefill_s,
-            peak_memory_bytes=mx.get_peak_memory(),
-            parked=policy.parked,
-            reason=policy.reason,
-            warning=self._pair.rounds.fit.warning,
-            seed=self._request.sampling.seed,
-            exact=self._pair.rounds.exact,
-        )
-
-
-def collect(chunks: Iterable[Chunk]) -> Generation:
-    """All chunks of one reply -> the reply."""
-    taken = list(chunks)
-    last = taken[-1]
-    return Generation(
-        text="".join(chunk.text for chunk in taken),
-        thought="".join(chunk.thought for chunk in taken),
-        tool_call="".join(chunk.tool_call for chunk in taken),
-        tokens=[token for chunk in taken for token in chunk.tokens],
-        finish_reason=last.finish_reason or "cancelled",
-        stats=last.stats,
-    )
-
-
-def _joined(pieces: Sequence[Piece], channel: str) -> str:
-    return "".join(piece.text for piece in pieces if piece.channel == channel)
+        return watched

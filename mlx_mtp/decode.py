@@ -15,10 +15,11 @@ from mlx_mtp.state import State, StateCell, bucket_for, no_drafts
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
-    """Where one row ends: after max_tokens, or at any of its EOS ids (which is emitted)."""
+    """Where one row ends: after max_tokens more, or at any of its EOS ids (which is emitted)."""
 
     max_tokens: int
     eos_ids: frozenset[int]
+    is_new: bool = True  # its `last` is still to be handed on; False for a row that goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def decode(
 ) -> Generator[Step, None, None]:
     """Take the state from `cell`, yield a Step a round until every row has ended, and put the state back.
 
-    Whoever stops iterating gets it back too: rows 0 .. length-1 then hold exactly the tokens yielded, but the last.
+    Whoever stops iterating gets it back too: rows 0 .. length-1 then hold exactly the tokens yielded, but the last, and
+    rows that have not ended can go on from it.
     """
     ledger = Ledger(cell.peek(), rows)
     yield ledger.first_step(cell.peek())
@@ -142,6 +144,8 @@ class Ledger:
         self._ended: list[bool] = [not active for active in ints(state.active)]
         self._read_at = time.perf_counter()
         self._comparable = False
+        # As of the last round that was read, without the buffers, which must have one owner only.
+        self._read = state._replace(kv=())
 
     @property
     def all_ended(self) -> bool:
@@ -153,8 +157,13 @@ class Ledger:
 
     def first_step(self, state: State) -> Step:
         """The tokens that prefill chose, at position `length` and without a K/V row yet; inactive rows have none."""
-        tokens, finish = [], []
+        tokens: list[tuple[int, ...]] = []
+        finish: list[str | None] = []
         for b, token in enumerate(ints(state.last)):
+            if not self._rows[b].is_new:
+                tokens.append(())
+                finish.append(None)
+                continue
             new = [] if self._ended[b] else [token]
             tokens.append(tuple(new))
             finish.append(self._end_of(b, new))
@@ -170,6 +179,7 @@ class Ledger:
         usual = self._comparable and not built.new_shape and not traced_meanwhile
         seconds = now - self._read_at if usual else None
         self._read_at, self._comparable = now, True
+        self._read = built.state._replace(kv=())
         tokens: list[tuple[int, ...]] = []
         finish: list[str | None] = []
         for b, n in enumerate(accepted):
@@ -209,6 +219,6 @@ class Ledger:
         The rows of an unread round lie past `length` and are dead; `last` and `hidden` of a row that was cut are not
         those of its end, so a continuation forwards at least one token first.
         """
-        return self.without_ended(state)._replace(
-            length=mx.array(self._lengths, mx.int32), drafts=no_drafts(len(self._lengths))
+        return self.without_ended(self._read)._replace(
+            kv=state.kv, length=mx.array(self._lengths, mx.int32), drafts=no_drafts(len(self._lengths))
         )

@@ -1,5 +1,6 @@
 """All that decoding knows, as arrays in one immutable State; the K/V buffers and who may hold them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -138,3 +139,20 @@ def join_rows(text: TextConfig, states: list[State]) -> State:
     )
     mx.eval(joined)
     return joined
+
+
+def keep_rows(cell: StateCell, rows: Sequence[int]) -> None:
+    """Narrow the cell's state to some of its rows, one layer at a time, so that only one exists twice."""
+    at = mx.array(list(rows), mx.int32)
+    state = cell.take()
+    kv = list(state.kv)
+    state = state._replace(kv=())
+    for i, (keys, values) in enumerate(kv):
+        kv[i] = (mx.take(keys, at, axis=0), mx.take(values, at, axis=0))
+        del keys, values
+        mx.eval(kv[i])
+    sampling = {name: value[at] for name, value in state.sampling.items()}
+    fields = {name: value[at] for name, value in state._asdict().items() if isinstance(value, mx.array)}
+    narrowed = state._replace(**fields, kv=tuple(kv), sampling=sampling)
+    mx.eval(narrowed)
+    cell.put(narrowed)

@@ -4,6 +4,7 @@ Gemma's template drops the thought channel from history, so a new turn often div
 layers keep every row; a ring keeps only the newest, so rings are checkpointed before each model turn.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,16 @@ import mlx.core as mx
 
 from mlx_mtp.config import SLIDING
 from mlx_mtp.prefill import CHUNK, prefill
-from mlx_mtp.state import RING_SLACK, KeysValues, capacity_for, capacity_of, grow, new_kv, ring_rows
+from mlx_mtp.state import (
+    RING_SLACK,
+    KeysValues,
+    capacity_for,
+    capacity_of,
+    grow,
+    kv_shapes,
+    new_kv,
+    ring_rows,
+)
 from mlx_mtp.target import Target
 
 CHECKPOINT_BYTES = 2**30  # budget for the rings of one conversation
@@ -64,15 +74,19 @@ class History:
         boundaries: Sequence[int] = (),
         chunk: int = CHUNK,
         on_progress: Callable[[int, int], None] | None = None,
+        admit: Callable[[int], None] | None = None,
     ) -> tuple[KeysValues, mx.array, int]:
         """Forward what is new of `ids` -> K/V with room for `room` tokens more, the last hidden row, tokens reused.
 
-        The caller gives the K/V back with `keep`. If `on_progress(done, total)` raises, rows of whole chunks are kept.
+        The caller gives the K/V back with `keep`. If `on_progress(done, total)` raises, rows of whole chunks are kept;
+        if `admit(new bytes of K/V)` raises, everything is.
         """
         if not self._kv:
             self.clear()
-        start = self._rewind(ids)
         needed = capacity_for(len(ids) + room)
+        if admit is not None:
+            admit(self._new_bytes(needed))
+        start = self._rewind(ids)
         if not self._kv:
             self._kv = list(new_kv(self.target, needed))
         elif capacity_of(self.target.text, tuple(self._kv)) < needed:
@@ -80,6 +94,26 @@ class History:
         hidden = self._prefill(ids, start, boundaries, chunk, on_progress)
         kv, self._kv = tuple(self._kv), []
         return kv, hidden, start
+
+    def _new_bytes(self, capacity: int) -> int:
+        """What buffers with `capacity` rows take beyond those that are there; `grow` has one layer twice."""
+        text, item = self.target.text, self.target.dtype.size
+        there = capacity_of(text, tuple(self._kv)) if self._kv else 0
+        if there >= capacity:
+            return 0
+        wanted = [2 * item * math.prod(shape) for shape in kv_shapes(text, 1, capacity)]
+        if not self._kv:
+            return sum(wanted)
+        return sum(wanted) - self.nbytes + max(wanted)
+
+    @property
+    def nbytes(self) -> int:
+        """What the K/V takes, without checkpoints."""
+        return sum(buffer.nbytes for pair in self._kv for buffer in pair)
+
+    def drop_checkpoints(self) -> None:
+        """Free what is only kept to save work in later turns."""
+        self._checkpoints = []
 
     def _prefill(
         self,

@@ -13,7 +13,7 @@ import pytest
 
 import mlx_mtp.round
 from mlx_mtp import Sampling, generate, generate_batch
-from mlx_mtp.conversation import Generation
+from mlx_mtp.reply import Generation
 from mlx_mtp.pair import Pair
 from pairs import VARIANTS, golden_pair, random_drafter
 from scripted_drafts import ScriptedDrafts

@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import replace
-from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -12,6 +11,7 @@ from mlx_mtp import generate, generate_batch
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.decode import Built, Ledger, RowLimits
 from mlx_mtp.errors import PromptError
+from mlx_mtp.state import State, no_drafts
 from pairs import golden_pair
 from talks import check_rows, golden_rows, golden_text, take, with_characters, with_eos
 
@@ -124,7 +124,9 @@ def test_an_ended_row_stands_still(monkeypatch):
 
 def test_a_step_ends_where_its_row_does():
     """Before any text is made of it: cut after EOS, at max_tokens, and to nothing where no choice was sound."""
-    state = SimpleNamespace(length=mx.array([9] * 4), active=mx.array([True] * 4))
+    zeros = mx.zeros((4,), mx.uint32)
+    length, active = mx.array([9] * 4), mx.array([True] * 4)
+    state = State((), length, zeros, zeros, no_drafts(4), zeros, {}, None, active)
     limits = [
         RowLimits(2, frozenset()),
         RowLimits(9, frozenset({6})),
