@@ -5,6 +5,7 @@ blobs/HASH holds a file's bytes, snapshots/COMMIT/NAME links to its blob, refs/B
 trees/COMMIT.json lists all files of a commit with their sizes and hashes.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -275,7 +276,9 @@ def remove_cached(repo_id: str, *, cache_dir: Path | None = None) -> int:
         cache = scan_cache_dir(folder.parent)
         known = [repo for repo in cache.repos if repo.repo_path.resolve() == folder.resolve()]
         for repo in known:  # the library knows which blobs of the shared store other repositories use
-            cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
+            # It deletes a commit wherever it finds it, and a duplicated repository has the commits of its original.
+            alone = dataclasses.replace(cache, repos=frozenset({repo}))
+            alone.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
         if folder.exists():  # too damaged for the library, or unfinished
             shutil.rmtree(folder)
     return freed

@@ -36,6 +36,8 @@ class Missing:
 def settle_downloads(asked: Opening) -> Opening:
     """`asked` once everything is on disk or its download was agreed to; what is on disk opens no socket."""
     missing = find_missing(asked)
+    if missing.lacks_target:
+        check_memory(asked, missing.target)
     if not missing.parts or asked.yes:
         return asked
     if not can_ask():
@@ -45,16 +47,17 @@ def settle_downloads(asked: Opening) -> Opening:
     return ask_for(asked, missing)
 
 
-def ask_for(asked: Opening, missing: Missing, hint: str | None = None) -> Opening:
-    """Show what is missing, then ask; a no ends the command."""
-    check_memory(asked, missing.target)
+def ask_for(asked: Opening, missing: Missing, reason: str | None = None) -> Opening:
+    """Show what is missing, then ask; a no ends the command. `reason`: why this model, where nobody named it."""
     plans = plan_missing(asked, missing)
+    if reason is not None:
+        tell(reason)
     if len(plans) < len(missing.parts):
         asked = replace(asked, drafter="none")
     if plans:
-        show_plans(plans, asked, missing.target)
-        if hint is not None:
-            tell(hint)
+        show_plans(plans, asked, missing.target, with_memory=reason is None)
+        if reason is not None:
+            tell("To try without a download, a tiny pair comes with this program: mlx-mtp chat demo")
         if not ask("Download it now?"):
             decline(asked.model)
     return replace(asked, yes=True)
@@ -71,8 +74,12 @@ def plan_missing(asked: Opening, missing: Missing) -> list["DownloadPlan"]:
         except HubError as error:
             if part == missing.target or asked.drafter != "auto":
                 raise
-            tell(f"warning: decoding will be plain, because the drafter cannot be had: {error}")
+            warn_of_drafter(error)
     return plans
+
+
+def warn_of_drafter(error: HubError) -> None:
+    tell(f"warning: decoding will be plain, because the drafter cannot be had: {error}")
 
 
 def find_missing(asked: Opening) -> Missing:
@@ -94,8 +101,10 @@ def find_missing(asked: Opening) -> Missing:
     return Missing(target, tuple(parts))
 
 
-def show_plans(plans: Sequence["DownloadPlan"], asked: Opening, target: "ModelName") -> None:
-    """One line a repository, then the sum, the disk and the memory."""
+def show_plans(
+    plans: Sequence["DownloadPlan"], asked: Opening, target: "ModelName", *, with_memory: bool = True
+) -> None:
+    """One line a repository, then the sum and the disk, and the memory unless that was said already."""
     for plan in plans:
         what = "" if plan.repo_id == target.repo_id else " (drafter)"
         rest = "" if plan.missing_bytes == plan.total_bytes else f", {bytes_text(plan.missing_bytes)} to go"
@@ -104,7 +113,7 @@ def show_plans(plans: Sequence["DownloadPlan"], asked: Opening, target: "ModelNa
     facts.append(f"{bytes_text(free_disk())} free on the disk")
     tell(", ".join(facts), "  ")
     alias = _alias(target)
-    if alias is not None:
+    if alias is not None and with_memory:
         tell(memory_text(_estimate(asked, alias.name, _context(asked))), "  ")
     smaller = quantised_twin(target)
     if smaller is not None and asked.quantize is None:

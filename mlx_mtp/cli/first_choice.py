@@ -8,8 +8,6 @@ from mlx_mtp.cli.opening import DEMO, Opening
 from mlx_mtp.cli.question import can_ask, tell
 from mlx_mtp.errors import MtpError, ParameterError
 
-WITHOUT_DOWNLOAD = "mlx-mtp chat demo needs no download"
-
 
 def choose_model(asked: Opening) -> Opening:
     """`asked`, which names no model -> the same with the model to open, its download agreed to."""
@@ -56,7 +54,7 @@ def _used_last(asked: Opening) -> str | None:
 
 def _recommended(asked: Opening) -> Opening:
     """The model for this machine: at once where it is on the disk, else after a question."""
-    from mlx_mtp.admission import gigabytes
+    from mlx_mtp.admission import GIB
     from mlx_mtp.machine import check_machine, this_machine
     from mlx_mtp.recommend import recommend
 
@@ -71,8 +69,10 @@ def _recommended(asked: Opening) -> Opening:
     if not can_ask():
         raise ParameterError(
             f"no model was named; for this machine: mlx-mtp models pull {chosen.model}"
-            f"{size_in_words(choice.alias)}, then mlx-mtp chat {chosen.model}; {WITHOUT_DOWNLOAD}"
+            f"{size_in_words(choice.alias)}, then mlx-mtp chat {chosen.model}; without a download: mlx-mtp chat demo"
         )
-    tell(f"No model was named. This machine: {machine.chip}, {gigabytes(machine.memory_bytes)} of memory.")
-    tell(f"For it: {chosen.model}. {choice.reason}")
-    return ask_for(chosen, missing, hint=f"To try it first: {WITHOUT_DOWNLOAD}")
+    memory = f"{machine.memory_bytes / GIB:.0f} GB of memory"
+    reason = (
+        f"No model was named. For this machine, {machine.chip} with {memory}: {chosen.model}. {choice.reason}"
+    )
+    return ask_for(chosen, missing, reason)

@@ -1,6 +1,7 @@
 """Text that fits the terminal it goes to: tables, and sentences broken between words."""
 
 import os
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import TextIO
@@ -11,8 +12,9 @@ from mlx_mtp.cli.sizes import columns_of
 GAP = "  "
 
 
-def columns_of_terminal(stream: TextIO | None) -> int | None:
-    """Columns of the terminal that `stream` is, None where it is none and nothing needs to be broken."""
+def terminal_columns(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal that `stream` (stdout unless given) is, None where it is none."""
+    stream = stream or sys.stdout
     if stream is None or not stream.isatty():
         return None
     try:
@@ -35,10 +37,12 @@ def wrapped(text: str, columns: int | None, indent: str = "") -> str:
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, *, title: int) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, *, title: int = -1
+) -> str:
     """`rows` under `header`; where that is wider than `columns`, each row's cells one below another.
 
-    title: which cell stands first then. columns None: no limit.
+    title: which cell stands first then, the last unless given. columns None: no limit.
     """
     cells = [list(header), *([clean_for_terminal(cell) for cell in row] for row in rows)]
     widths = [max(columns_of(row[index]) for row in cells) for index in range(len(header))]

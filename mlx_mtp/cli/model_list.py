@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from mlx_mtp.cli.layout import columns_of_terminal, table, wrapped
+from mlx_mtp.cli.layout import table, terminal_columns, wrapped
 from mlx_mtp.cli.sizes import bytes_text
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def as_text() -> str:
     from mlx_mtp.aliases import ALIASES
     from mlx_mtp.cache import list_cached
 
-    columns = columns_of_terminal(sys.stdout)
+    columns = terminal_columns(sys.stdout)
     known = [_known(alias) for alias in ALIASES]
     return f"{cached_text(list_cached(), time.time(), columns)}\n\n{_known_text(known, columns)}"
 

@@ -8,18 +8,20 @@ import typer
 
 from mlx_mtp.cli import options
 from mlx_mtp.cli.downloads import (
+    Missing,
     check_memory,
     decline,
     find_missing,
     plan_missing,
     quantised_twin,
     show_plans,
+    warn_of_drafter,
 )
 from mlx_mtp.cli.opening import Opening, opening, progress_shown
 from mlx_mtp.cli.question import ask, can_ask, tell
 from mlx_mtp.cli.sizes import bytes_text
 from mlx_mtp.cli.terminal import write_answer
-from mlx_mtp.errors import ParameterError
+from mlx_mtp.errors import HubError, ParameterError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +93,6 @@ def remove(
 def _pulled(asked: Opening) -> "Path":
     """Download what is missing; -> the target's folder."""
     from mlx_mtp.cache import cached_snapshot
-    from mlx_mtp.download import fetch
     from mlx_mtp.hub import parse_name
 
     target = parse_name(asked.model, asked.revision)
@@ -100,22 +101,38 @@ def _pulled(asked: Opening) -> "Path":
     for warning in target.warnings:
         tell(f"warning: {warning}")
     check_memory(asked, target)
-    admit = partial(check_memory, asked, target)
     for _ in ("target and drafter", "a drafter that only the target's config.json tells"):
         missing = find_missing(asked)
-        if not missing.parts:
+        if not missing.parts or not _fetch_missing(asked, missing):
             break
-        plans = plan_missing(asked, missing)
-        show_plans(plans, asked, target)
-        if missing.lacks_target:
-            _confirm_unquantised(asked, target)
-        with progress_shown() as on_progress:
-            for plan in plans:
-                is_target = plan.repo_id == target.repo_id
-                fetch(plan, on_progress, before_weights=admit if is_target else lambda folder: None)
     folder = cached_snapshot(target.repo_id, target.revision)
     assert folder is not None, "fetch gives complete snapshots"
     return folder
+
+
+def _fetch_missing(asked: Opening, missing: Missing) -> bool:
+    """Show sizes, then download; -> whether all of it came. A drafter that nobody named may be refused."""
+    from mlx_mtp.download import fetch
+
+    plans = plan_missing(asked, missing)
+    if not plans:
+        return False
+    show_plans(plans, asked, missing.target)
+    if missing.lacks_target:
+        _confirm_unquantised(asked, missing.target)
+    all_came = len(plans) == len(missing.parts)
+    for plan in plans:
+        is_target = plan.repo_id == missing.target.repo_id
+        admit = partial(check_memory, asked, missing.target) if is_target else (lambda folder: None)
+        try:
+            with progress_shown() as on_progress:
+                fetch(plan, on_progress, before_weights=admit)
+        except HubError as error:
+            if is_target or asked.drafter != "auto":
+                raise
+            warn_of_drafter(error)
+            all_came = False
+    return all_came
 
 
 def _confirm_unquantised(asked: Opening, target: "ModelName") -> None:

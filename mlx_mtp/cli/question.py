@@ -3,7 +3,7 @@
 import sys
 
 from mlx_mtp.clean import clean_for_terminal
-from mlx_mtp.cli.layout import columns_of_terminal, wrapped
+from mlx_mtp.cli.layout import terminal_columns, wrapped
 from mlx_mtp.cli.terminal import say, write_aside
 
 YES, NO = ("y", "yes"), ("", "n", "no")
@@ -11,7 +11,7 @@ YES, NO = ("y", "yes"), ("", "n", "no")
 
 def tell(text: str, indent: str = "") -> None:
     """What one should know before answering: as `say`, broken between words on a terminal."""
-    say(wrapped(text, columns_of_terminal(sys.stderr), indent))
+    say(wrapped(text, terminal_columns(sys.stderr), indent))
 
 
 def can_ask() -> bool:
@@ -21,8 +21,9 @@ def can_ask() -> bool:
 
 def ask(question: str) -> bool:
     """Ask until the answer is yes or no; Enter and Ctrl-D are no, Ctrl-C leaves."""
+    shown = wrapped(clean_for_terminal(f"{question} [y/N]"), terminal_columns(sys.stderr))
     while True:
-        write_aside(clean_for_terminal(f"{question} [y/N] "))
+        write_aside(f"{shown} ")
         line = sys.stdin.readline()
         if not line:
             write_aside("\n")
