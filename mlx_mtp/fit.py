@@ -2,7 +2,7 @@
 
 ENOUGH_DRAFTS = 200  # verified drafts after which a verdict is given
 LEAST_RATE = 0.05  # published pairs stay far above this on any text
-FEW = 5  # drafts below which nothing is said
+FEW = 4  # drafts below which nothing is said
 CLEARED_BY = 5  # drafts that were right since a warning, with which it is taken back
 
 
