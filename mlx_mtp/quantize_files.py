@@ -67,7 +67,7 @@ def refuse_existing(out: Path) -> None:
 
 def write_plan(plan: Plan, partial: Path, on_progress: OnProgress) -> None:
     """Everything the new checkpoint holds, into an existing folder."""
-    check_free(partial, plan.nbytes, f"the quantised copy of {plan.folder}")
+    check_free(partial.parent, plan.nbytes, f"the quantised copy of {plan.folder}")
     before = stamps(plan)
     done = 0
     for shard in plan.shards:
