@@ -63,7 +63,7 @@ def find_sources(wanted: Wanted, machine: Machine, on_progress: OnProgress) -> S
     """
     name = parse_name(wanted.target, wanted.revision)
     warnings = list(name.warnings)
-    copy = _copy_without_source(name, wanted.quantize)
+    copy = copy_without_source(name, wanted.quantize)
     folder = copy or _on_disk(name)
     if folder is None:
         if name.alias is not None:
@@ -146,7 +146,7 @@ def _key(name: ModelName, folder: Path) -> str | None:
     return None if name.repo_id is None else f"{name.repo_id}@{folder.name}"
 
 
-def _copy_without_source(name: ModelName, bits: int | None) -> Path | None:
+def copy_without_source(name: ModelName, bits: int | None) -> Path | None:
     """A quantised copy made earlier from a model of the hub whose own files have been removed since."""
     if bits is None or name.repo_id is None or _on_disk(name) is not None:
         return None

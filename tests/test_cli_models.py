@@ -282,5 +282,5 @@ def test_a_table_that_is_too_wide_is_stacked():
 
 def test_sentences_break_between_words_and_names_stay_whole():
     name = "mlx-community/gemma-4-26B-A4B-it-qat-4bit"
-    assert wrapped(f"one two {name} three", 20, "  ") == f"  one two\n  {name}\n  three"
+    assert wrapped(f"  one two {name} three", 20) == f"  one two\n  {name}\n  three"
     assert wrapped("a b", None) == "a b"

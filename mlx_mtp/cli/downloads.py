@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from mlx_mtp.cli.opening import Opening
-from mlx_mtp.cli.question import ask, can_ask, tell
+from mlx_mtp.cli.question import ask, can_ask
 from mlx_mtp.cli.sizes import bytes_text
+from mlx_mtp.cli.terminal import say
 from mlx_mtp.errors import HubError, MemoryRefusal, ParameterError
 
 if TYPE_CHECKING:
@@ -42,22 +43,20 @@ def settle_downloads(asked: Opening) -> Opening:
         return asked
     if not can_ask():
         raise ParameterError(_refusal(asked, missing))
-    whose = "" if missing.lacks_target else "the drafter of "
-    tell(f"{whose}{asked.model} is not on this disk yet:")
     return ask_for(asked, missing)
 
 
 def ask_for(asked: Opening, missing: Missing, reason: str | None = None) -> Opening:
     """Show what is missing, then ask; a no ends the command. `reason`: why this model, where nobody named it."""
     plans = plan_missing(asked, missing)
-    if reason is not None:
-        tell(reason)
+    whose = "" if missing.lacks_target else "the drafter of "
+    say(reason or f"{whose}{asked.model} is not on this disk yet:")
     if len(plans) < len(missing.parts):
         asked = replace(asked, drafter="none")
     if plans:
         show_plans(plans, asked, missing.target, with_memory=reason is None)
         if reason is not None:
-            tell("To try without a download, a tiny pair comes with this program: mlx-mtp chat demo")
+            say("To try without a download: mlx-mtp chat demo (tiny, comes with this program)")
         if not ask("Download it now?"):
             decline(asked.model)
     return replace(asked, yes=True)
@@ -79,25 +78,22 @@ def plan_missing(asked: Opening, missing: Missing) -> list["DownloadPlan"]:
 
 
 def warn_of_drafter(error: HubError) -> None:
-    tell(f"warning: decoding will be plain, because the drafter cannot be had: {error}")
+    say(f"warning: decoding will be plain, because the drafter cannot be had: {error}")
 
 
 def find_missing(asked: Opening) -> Missing:
     """Which repositories of the target and its drafter are not complete in the cache; opens no socket."""
     from mlx_mtp.cache import cached_snapshot
     from mlx_mtp.hub import drafter_for, parse_name
+    from mlx_mtp.sources import copy_without_source
 
     target = parse_name(asked.model, asked.revision)
-    folder = target.folder
-    if target.kind == "hub":
-        folder = cached_snapshot(_repo(target), target.revision)
-    names = [target]
-    if target.kind != "demo" and asked.drafter_or_none is not None:
-        drafter = drafter_for(target, folder, asked.drafter_or_none)
-        names += [] if drafter is None else [drafter]
-    parts = [
-        name for name in names if name.kind == "hub" and cached_snapshot(_repo(name), name.revision) is None
-    ]
+    folder = target.folder or cached_snapshot(_repo(target), target.revision)
+    folder = folder or copy_without_source(target, asked.quantize)
+    parts = [target] if folder is None else []
+    drafter = drafter_for(target, folder, asked.drafter_or_none)
+    if drafter is not None and drafter.folder is None:
+        parts += [] if cached_snapshot(_repo(drafter), drafter.revision) else [drafter]
     return Missing(target, tuple(parts))
 
 
@@ -108,16 +104,16 @@ def show_plans(
     for plan in plans:
         what = "" if plan.repo_id == target.repo_id else " (drafter)"
         rest = "" if plan.missing_bytes == plan.total_bytes else f", {bytes_text(plan.missing_bytes)} to go"
-        tell(f"{bytes_text(plan.total_bytes)}  {plan.repo_id}{what}{rest}", "  ")
+        say(f"  {bytes_text(plan.total_bytes)}  {plan.repo_id}{what}{rest}")
     facts = [f"{bytes_text(sum(plan.missing_bytes for plan in plans))} to download"]
     facts.append(f"{bytes_text(free_disk())} free on the disk")
-    tell(", ".join(facts), "  ")
+    say("  " + ", ".join(facts))
     alias = _alias(target)
     if alias is not None and with_memory:
-        tell(memory_text(_estimate(asked, alias.name, _context(asked))), "  ")
+        say(f"  {memory_text(_estimate(asked, alias.name, _context(asked)))}")
     smaller = quantised_twin(target)
     if smaller is not None and asked.quantize is None:
-        tell(
+        say(
             f"  these weights are not quantised; {smaller.name} is the same model in 4 bits{size_in_words(smaller)}"
         )
 
@@ -219,9 +215,9 @@ def size_in_words(alias: "Alias") -> str:
 
 def decline(model: str) -> NoReturn:
     """The person said no: say what else there is, and leave with 2, for the command did not do what it was for."""
-    tell("Nothing was downloaded. What else there is:")
+    say("Nothing was downloaded. What else there is:")
     for line in other_ways(model):
-        tell(line, "  ")
+        say(f"  {line}")
     raise typer.Exit(2)
 
 
@@ -243,6 +239,6 @@ def other_ways(model: str) -> list[str]:
             lines.append(f"mlx-mtp chat {alias.name}{size_in_words(alias)}")
     return [
         *lines,
-        "mlx-mtp chat demo (tiny, comes with this program, nothing to download)",
+        "mlx-mtp chat demo (tiny, comes with this program)",
         "mlx-mtp models list",
     ]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mlx_mtp.cli.downloads import ask_for, find_missing, size_in_words
 from mlx_mtp.cli.opening import DEMO, Opening
-from mlx_mtp.cli.question import can_ask, tell
+from mlx_mtp.cli.question import can_ask
+from mlx_mtp.cli.terminal import say
 from mlx_mtp.errors import MtpError, ParameterError
 
 
@@ -13,7 +14,7 @@ def choose_model(asked: Opening) -> Opening:
     """`asked`, which names no model -> the same with the model to open, its download agreed to."""
     last = _used_last(asked)
     if last is not None:
-        tell(f"{last}, as last time. Another model: mlx-mtp chat MODEL")
+        say(f"{last}, as last time. Another model: mlx-mtp chat MODEL")
         return replace(asked, model=last)
     return _recommended(asked)
 
@@ -29,7 +30,7 @@ def remember(asked: Opening) -> None:
         name = str(Path(name).expanduser().resolve())
     warning = remember_model(name)
     if warning is not None:
-        tell(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 def _used_last(asked: Opening) -> str | None:
@@ -38,7 +39,7 @@ def _used_last(asked: Opening) -> str | None:
 
     record = last_model()
     if record.warning is not None:
-        tell(f"warning: {record.warning}")
+        say(f"warning: {record.warning}")
     name = record.value
     if name is None:
         return None
@@ -47,7 +48,7 @@ def _used_last(asked: Opening) -> str | None:
     except MtpError:  # a folder that is gone, or a name from another version
         missing = None
     if missing is None or missing.lacks_target:
-        tell(f"{name} was used last and is not on this disk any more.")
+        say(f"{name} was used last and is not on this disk any more.")
         return None
     return str(name)
 
@@ -64,7 +65,7 @@ def _recommended(asked: Opening) -> Opening:
     chosen = replace(asked, model=choice.alias.name)
     missing = find_missing(chosen)
     if not missing.lacks_target or asked.yes:
-        tell(f"{chosen.model} suits this machine. Another model: mlx-mtp chat MODEL")
+        say(f"{chosen.model} suits this machine. Another model: mlx-mtp chat MODEL")
         return chosen
     if not can_ask():
         raise ParameterError(

@@ -23,12 +23,13 @@ def terminal_columns(stream: TextIO | None = None) -> int | None:
         return 80
 
 
-def wrapped(text: str, columns: int | None, indent: str = "") -> str:
-    """`text` indented and, where there is a limit, broken between words; longer words are left whole to be copied."""
-    if columns is None:
-        return indent + text
+def wrapped(text: str, columns: int | None) -> str:
+    """One line, broken between words where it is too long, under its own indentation; names are never broken."""
+    if columns is None or columns_of(text) < columns:
+        return text
+    indent = text[: len(text) - len(text.lstrip(" "))]
     return textwrap.fill(
-        text,
+        text.lstrip(" "),
         width=max(columns - 1, 10),
         initial_indent=indent,
         subsequent_indent=indent,

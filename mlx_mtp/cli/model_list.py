@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mlx_mtp.aliases import Alias
     from mlx_mtp.cache import CachedModel
 
+WIDE = 64  # columns from which the aliases' ids are shown beside them
+
 
 def as_text() -> str:
     """Tables as wide as the terminal that stdout is."""
@@ -68,6 +70,8 @@ def _known_text(known: Sequence[dict[str, Any]], columns: int | None) -> str:
     from mlx_mtp.recommend import CONTEXT
 
     machine = this_machine()
+    header = ("alias", "download", "memory", "fits", "model of mlx-community")
+    shown = len(header) if columns is None or columns >= WIDE else len(header) - 1
     rows = [
         [
             alias["name"],
@@ -75,7 +79,7 @@ def _known_text(known: Sequence[dict[str, Any]], columns: int | None) -> str:
             gigabytes(alias["memory_bytes"]),
             "yes" if alias["fits"] else "no",
             alias["target"].rpartition("/")[2],
-        ]
+        ][:shown]
         for alias in known
     ]
     memory = (
@@ -84,7 +88,7 @@ def _known_text(known: Sequence[dict[str, Any]], columns: int | None) -> str:
     )
     return "\n".join(
         (
-            table(("alias", "download", "memory", "fits", "model of mlx-community"), rows, columns, title=0),
+            table(header[:shown], rows, columns, title=0),
             "",
             *(wrapped(line, columns) for line in (memory, *_unverified(known))),
         )

@@ -18,9 +18,9 @@ from mlx_mtp.cli.downloads import (
     warn_of_drafter,
 )
 from mlx_mtp.cli.opening import Opening, opening, progress_shown
-from mlx_mtp.cli.question import ask, can_ask, tell
+from mlx_mtp.cli.question import ask, can_ask
 from mlx_mtp.cli.sizes import bytes_text
-from mlx_mtp.cli.terminal import write_answer
+from mlx_mtp.cli.terminal import say, write_answer
 from mlx_mtp.errors import HubError, ParameterError
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def remove(
 
     doomed = find_removal(model)
     for line in doomed.lines():
-        tell(line, "  ")
+        say(f"  {line}")
     if not yes:
         if not can_ask():
             raise ParameterError(f"nobody can be asked here; type: mlx-mtp models rm {model} --yes")
         if not ask(f"Remove {bytes_text(doomed.bytes)}?"):
-            tell("Nothing was removed.")
+            say("Nothing was removed.")
             raise typer.Exit(2)
     write_answer(f"{bytes_text(doomed.remove())} freed\n")
 
@@ -99,7 +99,7 @@ def _pulled(asked: Opening) -> "Path":
     if target.repo_id is None:
         raise ParameterError(f"{asked.model} is on this disk already; only models on the hub are downloaded")
     for warning in target.warnings:
-        tell(f"warning: {warning}")
+        say(f"warning: {warning}")
     check_memory(asked, target)
     for _ in ("target and drafter", "a drafter that only the target's config.json tells"):
         missing = find_missing(asked)

@@ -73,7 +73,7 @@ class Meter:
         if speed is not None and done < total:
             parts.append(f"{bytes_text(speed)}/s")
             if speed > 0:
-                parts.append(f"{time_text((total - done) / speed)} left")
+                parts.append(f"{time_text(max(1.0, (total - done) / speed))} left")
         return parts
 
 

@@ -4,14 +4,9 @@ import sys
 
 from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.cli.layout import terminal_columns, wrapped
-from mlx_mtp.cli.terminal import say, write_aside
+from mlx_mtp.cli.terminal import write_aside
 
 YES, NO = ("y", "yes"), ("", "n", "no")
-
-
-def tell(text: str, indent: str = "") -> None:
-    """What one should know before answering: as `say`, broken between words on a terminal."""
-    say(wrapped(text, terminal_columns(sys.stderr), indent))
 
 
 def can_ask() -> bool:

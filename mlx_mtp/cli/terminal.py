@@ -7,6 +7,7 @@ from typing import TextIO
 import typer
 
 from mlx_mtp.clean import TerminalCleaner, clean_for_terminal
+from mlx_mtp.cli.layout import terminal_columns, wrapped
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -22,8 +23,9 @@ def has_style(stream: TextIO | None) -> bool:
 
 
 def say(text: str, *, end: str = "\n") -> None:
-    """A line for the person, on stderr; dim where that is possible."""
-    text = clean_for_terminal(text)
+    """Lines for the person, on stderr; on a terminal broken between words, and dim where that is possible."""
+    columns = terminal_columns(sys.stderr)
+    text = "\n".join(wrapped(line, columns) for line in clean_for_terminal(text).split("\n"))
     if has_style(sys.stderr):
         text = f"{DIM}{text}{PLAIN}"
     write_aside(text + end)
