@@ -19,6 +19,7 @@ from mlx_mtp.report.setting import GREEDY, Setting, play, rounded
 from mlx_mtp.state import State, bucket_for
 
 K = 4
+CONTROL = "P-16"  # plainly wrong: where even this costs nothing, P against P - 1 cannot matter
 CLEAR = 2.0  # standard errors from which a difference is called one
 
 Drafts = Callable[[State], mx.array]
@@ -47,7 +48,7 @@ def drafter_position(setting: Setting, found: Found, deadline: Deadline) -> None
     pair = setting.the_pair
     if pair.drafter is None:
         raise NotHere("the model was opened without a drafter")
-    arms = {"P": pair.drafter, "P-1": shifted(pair.drafter, -1)}
+    arms = {"P": pair.drafter, "P-1": shifted(pair.drafter, -1), CONTROL: shifted(pair.drafter, -16)}
     kept: dict[str, list[int]] = {name: [] for name in arms}
     found["k"] = K
     try:
@@ -74,7 +75,7 @@ def count_kept(
     template = fresh_state(pair, prompt, len(prompt) + 64)._replace(kv=())
     makers = {name: _maker(pair, drafter, template, bucket) for name, drafter in arms.items()}
     before: mx.array | None = None  # the hidden row of the token before the pass
-    for low, hidden, kv in forward_rows(pair.target, ids, start=len(prompt)):
+    for low, hidden, kv in forward_rows(pair.target, ids, start=max(1, len(prompt) - 1)):
         rows = hidden if before is None else mx.concatenate([before, hidden], axis=1)
         first = low + hidden.shape[1] - rows.shape[1]  # position of rows[:, 0]
         for row in range(rows.shape[1] - 1):
@@ -110,17 +111,24 @@ def _agreeing(drafts: object, text: Sequence[int]) -> int:
 
 
 def paired(kept: dict[str, list[int]]) -> Found:
-    """Means by arm, the mean difference with its standard error, and which arm is clearly better, if any."""
+    """Means by arm, P less each other arm with its standard error, and which of P and P - 1 is better, if clear."""
     found: Found = {name: summary(counts) for name, counts in kept.items()}
-    differences = [a - b for a, b in zip(kept["P"], kept["P-1"], strict=True)]
-    if len(differences) < 2:
+    places = min(len(counts) for counts in kept.values())
+    if places < 2:
         return found
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    found["difference"] = rounded(mean)
-    found["standard_error"] = rounded(error)
-    clear = abs(mean) > CLEAR * error
-    found["better"] = ("P" if mean > 0 else "P-1") if clear else "undecided"
+    for name, counts in kept.items():
+        if name == "P":
+            continue
+        differences = [a - b for a, b in zip(kept["P"], counts, strict=False)]
+        mean = statistics.fmean(differences)
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        clear = abs(mean) > CLEAR * error
+        better = ("P" if mean > 0 else name) if clear else "undecided"
+        found[f"P against {name}"] = {
+            "difference": rounded(mean),
+            "standard_error": rounded(error),
+            "better": better,
+        }
     return found
 
 

@@ -56,7 +56,9 @@ def compare_models(
         deadline.check()
         try:
             described = describe(repo_id)
-        except (MtpError, OSError, ValueError) as error:
+        except (
+            Exception
+        ) as error:  # whatever the network gave: it is this model's answer, the others are still asked
             found["models"][repo_id] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
             found["not_seen"].append(repo_id)
             continue
