@@ -239,8 +239,8 @@ class Conversation:
     def _admit(self, prompt_tokens: int, new_bytes: int) -> None:
         """Refuse a prompt whose K/V and scratch do not fit; the conversation stays as it was."""
         target = self.pair.target
-        rows = self.history.rows + prompt_tokens
-        needed = new_bytes + prefill_bytes(target.text, prompt_tokens, rows, target.dtype.size)
+        scratch = prefill_bytes(target.text, prompt_tokens, prompt_tokens, target.dtype.size)
+        needed = new_bytes + scratch
         try:
             self.guard.admit(needed)
         except MemoryRefusal:

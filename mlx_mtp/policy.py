@@ -2,7 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median_low
 from typing import NamedTuple, Protocol
 
 from mlx_mtp.errors import ParameterError
@@ -14,7 +14,10 @@ CANDIDATES = (0, 1, 2, 3, 4, 6, 8)
 FIRST_TRIES = (4, 4, 0, 0, 4, 2, 0)  # a few rounds of each kind give the first estimates
 PROBE_EVERY = 64  # rounds between two looks at whether a parked text would pay again
 MEMORY = 0.9  # weight that a round keeps after each later one
-RECENT = 9  # rounds of a kind whose median time counts: a paused machine or a jumping clock moves it little
+RECENT = 9  # rounds of a kind whose median time counts: a busy machine moves it little
+PAUSE = (
+    10  # so many times what a round can take, compared with others: the machine slept, or the clock jumped
+)
 
 
 class Plan(NamedTuple):
@@ -81,7 +84,7 @@ class AutoPolicy:
             for position in range(min(n + 1, verified)):
                 self._agreed[position] = MEMORY * self._agreed[position] + (n > position)
                 self._tried[position] = MEMORY * self._tried[position] + 1
-        if seconds is not None and seconds > 0:
+        if seconds is not None and 0 < seconds < PAUSE * self._most_seconds(verified):
             self._seconds.setdefault(verified, deque(maxlen=RECENT)).append(seconds)
         self._draft = self._choose()
 
@@ -100,7 +103,7 @@ class AutoPolicy:
         """
         times: dict[int, float] = {}
         for number in sorted(self._seconds, reverse=True):
-            times[number] = min(median(self._seconds[number]), *times.values(), float("inf"))
+            times[number] = min(median_low(self._seconds[number]), *times.values(), float("inf"))
         known = sorted(times)
         if not known:
             return None
@@ -110,6 +113,13 @@ class AutoPolicy:
         high = min(x for x in known if x > low and (x > k or x == known[-1]))
         slope = (times[high] - times[low]) / (high - low)
         return max(times[low] + slope * (k - low), min(times.values()))
+
+    def _most_seconds(self, k: int) -> float:
+        """What a round with k drafts takes at most by the times of others: their time, in proportion to its rows."""
+        return min(
+            (median_low(times) * max(1, (k + 1) / (other + 1)) for other, times in self._seconds.items()),
+            default=float("inf"),
+        )
 
     def _choose(self) -> int:
         if self.fit.warning is not None:
