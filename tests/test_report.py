@@ -15,11 +15,12 @@ import mlx_mtp.round
 from goldens import golden
 from hub_stand_in import HubStandIn
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
+from mlx_mtp.errors import MemoryRefusal
 from mlx_mtp.machine import this_machine
 from mlx_mtp.pair import Pair
 from mlx_mtp.published_configs import SIZES, published_drafter, published_target
 from mlx_mtp.report import activations, donation, experts, position, published
-from mlx_mtp.report.acceptance import acceptance, tally
+from mlx_mtp.report.acceptance import acceptance, other_targets, tally
 from mlx_mtp.report.here import power
 from mlx_mtp.report.privacy import publishable
 from mlx_mtp.report.protocol import Deadline, NotHere, OutOfTime, Section, run_protocol
@@ -146,7 +147,7 @@ def test_a_whole_report_on_a_tiny_pair_with_experts():
     status = {name: (entry["status"], entry.get("reason")) for name, entry in document["sections"].items()}
     skipped = {name for name, (word, _) in status.items() if word == "skipped"}
     assert {name: found for name, found in status.items() if found[0] not in ("ok", "skipped")} == {}
-    assert skipped <= {"published"}
+    assert skipped <= {"published", "other_targets"}
     found = {name: entry["found"] for name, entry in document["sections"].items()}
     assert found["machine"]["versions"]["mlx"]
     assert found["exactness"]["replies_equal"] == 1
@@ -327,6 +328,27 @@ def test_a_drafter_is_measured_at_16_8_and_4_bits(tmp_path):
         "8-bit": 8,
         "4-bit": 4,
     }
+
+
+def test_other_precisions_are_measured_where_they_are_downloaded(monkeypatch, tmp_path):
+    places = {
+        "mlx-community/gemma-4-E2B-it-qat-8bit": tmp_path / "8",
+        "mlx-community/gemma-4-E2B-it-bf16": tmp_path,
+    }
+    monkeypatch.setattr("mlx_mtp.cache.cached_snapshot", places.get)
+
+    def load(name: str, **options: Any) -> Pair:
+        if name == "e2b:8bit":
+            return pair_of("e2b")
+        raise MemoryRefusal(f"{name} needs more")
+
+    monkeypatch.setattr(mlx_mtp, "load", load)
+    found = found_by(other_targets, setting_of("e2b", size="e2b", tokens=8))
+    assert found["e2b:bf16"] == {"refusal": "e2b:bf16 needs more"}
+    assert found["e2b:8bit"]["drafters"]["16-bit"]["greedy"]["replies"] == 2
+    assert "e2b:4bit" not in found
+    with pytest.raises(NotHere, match="no other precision"):
+        found_by(other_targets, setting_of("31b", size=None))
 
 
 def test_the_rates_are_what_they_say():

@@ -1,4 +1,4 @@
-"""The workflow for Apple silicon runners is one that GitHub accepts, pinned, and without rights that it does not need."""
+"""The workflow for Apple silicon runners: GitHub accepts it, it is pinned, and has no rights that it does not need."""
 
 import re
 import subprocess

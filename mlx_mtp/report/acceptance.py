@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import mlx_mtp
 from mlx_mtp.checkpoint import read_drafter
 from mlx_mtp.drafter import Drafter, make_drafter
+from mlx_mtp.errors import MtpError
 from mlx_mtp.pair import Pair
 from mlx_mtp.reply import Generation
 from mlx_mtp.report.protocol import Deadline, Found, NotHere
@@ -14,6 +16,7 @@ from mlx_mtp.sampling import Sampling
 from mlx_mtp.weights import QuantizedWeight
 
 K = 4
+CONTEXT = 2048  # tokens that another precision is opened for
 DRAFTER_BITS = (16, 8, 4)
 
 
@@ -50,6 +53,31 @@ def acceptance(setting: Setting, found: Found, deadline: Deadline) -> None:
         played: dict[str, Any] = {}
         found["drafters"][name] = played
         measure_acceptance(with_drafter(pair, drafter), setting, played, deadline)
+
+
+def other_targets(setting: Setting, found: Found, deadline: Deadline) -> None:
+    """The same for the other precisions of this model that are downloaded, each opened beside it if memory allows."""
+    from mlx_mtp.aliases import ALIASES
+    from mlx_mtp.cache import cached_snapshot
+
+    own = setting.target_folder
+    others = [
+        alias
+        for alias in ALIASES
+        if alias.size == setting.size and cached_snapshot(alias.target) not in (None, own)
+    ]
+    if not others:
+        raise NotHere("no other precision of this model is downloaded (mlx-mtp models pull)")
+    for alias in others:
+        deadline.check()
+        found[alias.name] = {}
+        try:
+            pair = mlx_mtp.load(alias.name, max_context=min(CONTEXT, setting.the_pair.max_context))
+        except MtpError as error:
+            found[alias.name]["refusal"] = str(error)
+            continue
+        beside = replace(setting, pair=pair, drafter_folder=pair.drafter_folder, target_folder=pair.folder)
+        acceptance(beside, found[alias.name], deadline)
 
 
 def measure_acceptance(pair: Pair, setting: Setting, found: Found, deadline: Deadline) -> None:

@@ -1,6 +1,6 @@
 """The protocol: which questions are asked, in which order, and how long each may take."""
 
-from mlx_mtp.report.acceptance import acceptance
+from mlx_mtp.report.acceptance import acceptance, other_targets
 from mlx_mtp.report.activations import activations, formats
 from mlx_mtp.report.costs import cost_curve, speeds
 from mlx_mtp.report.donation import donation
@@ -21,9 +21,10 @@ SECTIONS = (
     Section("exactness", "Is a row computed alike in passes of every size?", 45, exactness),
     Section("donation", "Does a round write its K/V in place?", 45, donation),
     Section("position", "Are more drafts kept at position P or at P - 1?", 80, drafter_position),
-    Section("acceptance", "How many drafts are kept at 16, 8 and 4 bits of the drafter?", 150, acceptance),
+    Section("acceptance", "How many drafts are kept at 16, 8 and 4 bits of the drafter?", 110, acceptance),
+    Section("other_targets", "And with the other precisions of the target?", 60, other_targets),
     Section("cost_curve", "What does a pass of 1 to 9 rows cost, and a draft?", 80, cost_curve),
-    Section("speeds", "How many tokens a second, plain and with drafts?", 110, speeds),
+    Section("speeds", "How many tokens a second, plain and with drafts?", 90, speeds),
     Section("dtypes", "Which number format does this chip compute fast?", 60, dtype_times),
     Section("formats", "Does the target say the same in other number formats?", 30, formats),
     Section("activations", "Do activations fit into float16?", 30, activations),
