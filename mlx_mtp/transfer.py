@@ -150,12 +150,13 @@ def check_content(partial: Path, source: Source) -> None:
 def fetch_all(source: Source, partial: Path, meter: Meter) -> None:
     """Append to `partial` until it has its full size, over as many connections as it takes."""
     failures, name, size = 0, source.file.name, source.file.size
+    furthest = size_of(partial)  # a hub that knows no ranges sends the same bytes again, which is no progress
     while True:
-        before = size_of(partial)
         problem = attempt(source, partial, meter)
         if problem is None:
             return
-        failures = 0 if size_of(partial) - before >= WORTH else failures
+        if size_of(partial) >= furthest + WORTH:
+            failures, furthest = 0, size_of(partial)
         if failures == len(PAUSES):
             raise HubError(
                 f"{source.repo_id}: {name} stopped at {size_of(partial)} of {size} bytes ({problem}); "

@@ -83,6 +83,7 @@ class Faults:
     cut_names: str = r".*\.safetensors"
     redirect: bool = True  # LFS files are served from another origin, as on the real hub
     ignore_range: bool = False
+    refuse_range: bool = False
     unlisted_404: set[str] = field(default_factory=set)  # listed, but answered with 404
     web_pages: set[str] = field(default_factory=set)  # answered with a login page; "api" for all information
     replaced: dict[str, bytes] = field(default_factory=dict)  # content that does not match its hash
@@ -296,7 +297,7 @@ class Handler(BaseHTTPRequestHandler):
         if asked is None or faults.ignore_range:
             return self.send_slowly(blob.name, 200, content, headers)
         start, end = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
-        if start > end:
+        if start > end or faults.refuse_range:
             return self.answer(416, b"", headers | {"Content-Range": f"bytes */{len(content)}"})
         headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
         return self.send_slowly(blob.name, 206, content[start : end + 1], headers)

@@ -40,6 +40,17 @@ def test_a_connection_that_never_holds_is_given_up(hub: HubStandIn, tmp_path: Pa
     assert hub.downloads(WEIGHTS)[0].range == f"bytes={1000 * attempts}-"
 
 
+@pytest.mark.parametrize("fault", ["refuse_range", "ignore_range"])
+def test_a_hub_without_ranges_that_always_cuts_is_given_up(hub: HubStandIn, fault: str) -> None:
+    hub.push(REPO, {"config.json": CONFIG, WEIGHTS: b"w" * (3 << 20)})
+    hub.faults.cut_after, hub.faults.cuts = 2 << 20, 1000
+    setattr(hub.faults, fault, True)
+    assert "check the connection and try again" in refusal()
+    assert hub.sent < 20 << 20
+    hub.faults.cuts = 0
+    assert verify(fetch(plan_download(REPO))) == 2
+
+
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     with HubStandIn() as closed:
         pass
