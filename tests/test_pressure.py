@@ -7,7 +7,12 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
+import mlx_mtp
+import mlx_mtp.conversation
 import mlx_mtp.turns
+from mlx_mtp.cli.generate import _print_as_it_comes
+from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.session import Session
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.errors import MemoryRefusal
 from mlx_mtp.pressure import LOOK_EVERY_S, PATIENCE_S, SHRINK_EVERY_S, STOPPED, Guard
@@ -281,3 +286,16 @@ def test_an_absurd_request_is_refused_instead_of_ending_the_process():
     with pytest.raises(MemoryRefusal, match=r"needs [\d.]+ GB more, and [\d.]+ GB can be taken"):
         conversation.generate(ids, max_tokens=2**31 - 1000)
     assert conversation.generate(ids, max_tokens=5).tokens == text[:5]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_commands_say_why_a_reply_stopped(monkeypatch, capsys, command):
+    guards = [ScriptedGuard(["none"] * 3 + ["stop"])]
+    monkeypatch.setattr(mlx_mtp.conversation, "Guard", guards.pop)
+    request = {"max_tokens": 9, "sampling": SAMPLED, "num_draft_tokens": 0}
+    if command == "generate":
+        _print_as_it_comes(mlx_mtp.load("demo"), "def f", request)
+    else:
+        Session(mlx_mtp.load("demo"), request, None, Interrupts()).say("hello")
+    said = capsys.readouterr().err
+    assert f"({STOPPED})" in said and " tok · " in said

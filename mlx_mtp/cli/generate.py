@@ -100,10 +100,12 @@ def _print_as_it_comes(pair: "Pair", prompt: str | list[dict[str, str]], request
             reply.write(chunk.thought, "thought")
             reply.write(chunk.tool_call, "tool call")
             reply.write(chunk.text, "answer")
-            stats, finish_reason = chunk.stats, chunk.finish_reason
+            stats, finish_reason, note = chunk.stats, chunk.finish_reason, chunk.note
     reply.finish()
     if finish_reason == "length":
         say("(the reply was cut off; --max-tokens sets its length)")
+    elif note is not None:
+        say(f"({note})")
     if stats.warning is not None:
         say(f"warning: {stats.warning}")
     say(status_line(stats, pair.max_context))
@@ -117,6 +119,7 @@ def _print_json(pair: "Pair", prompt: str | list[dict[str, str]], request: dict[
         "tool_call": out.tool_call,
         "tokens": out.tokens,
         "finish_reason": out.finish_reason,
+        "note": out.note,
         "stats": figures(out.stats),
     }
     write_answer(json.dumps(fields) + "\n")

@@ -73,7 +73,7 @@ class Session:
             on_progress=self._stop_if_asked,
             **self._request,
         )
-        finish_reason = None
+        finish_reason = note = None
         with closing(chunks), Patience(writer) as patience:
             for chunk in chunks:
                 patience.heard()
@@ -81,24 +81,24 @@ class Session:
                 writer.write(chunk.tool_call, "tool call")
                 writer.write(chunk.text, "answer")
                 answer.append(chunk.text)
-                self.stats, finish_reason = chunk.stats, chunk.finish_reason
+                self.stats, finish_reason, note = chunk.stats, chunk.finish_reason, chunk.note
                 if self._interrupts.asked:
                     break
         writer.finish()
-        self._close(finish_reason)
+        self._close(finish_reason, note)
 
     def _stop_if_asked(self, done: int, total: int) -> None:
         if self._interrupts.asked:
             raise _Stopped
 
-    def _close(self, finish_reason: str | None) -> None:
+    def _close(self, finish_reason: str | None, note: str | None) -> None:
         """The line under a reply, and what was unusual about its end."""
         if finish_reason is None:
             say("(stopped)")
         elif finish_reason == "length":
             say("(cut off: the reply reached its limit of tokens; --max-tokens sets it)")
-        elif finish_reason == "error":
-            say("(the model gave no usable numbers; its cache was dropped and the next turn starts cold)")
+        elif note is not None:
+            say(f"({note})")
         if self.stats is not None:
             if self.stats.warning not in (None, self._warned):
                 say(f"warning: {self.stats.warning}")
