@@ -17,7 +17,7 @@ from mlx_mtp.machine import Pressure, footprint_bytes, free_bytes, pressure_leve
 
 Relief = Literal["none", "shrink", "stop"]
 
-LOOK_EVERY_S = 0.25  # a look costs tens of microseconds, a round milliseconds
+LOOK_EVERY_S = 0.25  # a look takes 0.6 ms on a busy Linux machine, a quarter of a percent of this
 SHRINK_EVERY_S = 1.0  # the system takes a moment to notice what was freed
 PATIENCE_S = (
     2.0  # how long memory may be critically short, while less and less is kept, before a reply is stopped
