@@ -74,6 +74,11 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def shown_name(name: str) -> str:
+    """A name out of a file as it is, or quoted and cut where it would not be one short line."""
+    return name if name.isprintable() and len(name) <= 200 else f"{name!r:.100}"
+
+
 def shown(value: object) -> str:
     """`value` on one short line."""
     text = "nothing" if value is None else repr(value)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mlx_mtp.config_fields import shown_name
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.headers import TensorInfo
 
@@ -32,7 +33,8 @@ def scan_finite(tensors: Iterable[TensorInfo]) -> None:
     for info in floats:
         if not is_finite(info, sampled=sample and is_dense_matrix(info)):
             raise CheckpointError(
-                f"{info.file}: weights must be finite, {info.name} holds NaN or Inf; download the model again"
+                f"{info.file}: weights must be finite, {shown_name(info.name)} holds NaN or Inf; "
+                "download the model again"
             )
 
 

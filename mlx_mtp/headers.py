@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mlx_mtp.config_fields import shown_name
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.model_files import own_file, read_json
 
@@ -17,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".npz", ".gguf", ".ckpt", ".pkl")
 SHARD_OF = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 LONGEST_HEADER = 16 << 20  # bytes, of 100 MB that the format allows; the largest Gemma's has below 1 MB
+MOST_AXES = 8  # a shape of a million ones is sound to the format
 DOWNLOAD = "download it again"
 
 
@@ -43,7 +45,7 @@ def read_headers(folder: Path) -> tuple[dict[str, TensorInfo], list[str]]:
         for info in read_header(file):
             if info.name in tensors:
                 raise CheckpointError(
-                    f"{folder}: every tensor must be in one file, got {info.name:.120} in "
+                    f"{folder}: every tensor must be in one file, got {shown_name(info.name)} in "
                     f"{tensors[info.name].file.name} and {file.name}; remove the file that does not belong"
                 )
             tensors[info.name] = info
@@ -56,7 +58,9 @@ def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     if own_file(folder, INDEX) is not None:
         named = indexed_files(folder)
         unused = [file.name for file in present if file not in named]
-        return named, [f"not named by {INDEX}, so not read: {', '.join(unused[:5])}"] if unused else []
+        return named, [
+            f"not named by {INDEX}, so not read: {', '.join(map(shown_name, unused[:5]))}"
+        ] if unused else []
     files = [file for file in present if file.name.startswith("model")] or present
     files = [file for file in files if own_file(folder, file.name) is not None]
     if not files:
@@ -87,7 +91,7 @@ def indexed_files(folder: Path) -> list[Path]:
     if missing:
         raise CheckpointError(
             f"{folder}: the index names {len(names)} shards and {len(missing)} of them are missing "
-            f"({', '.join(missing[:5])}); download the model again"
+            f"({', '.join(map(shown_name, missing[:5]))}); download the model again"
         )
     return [folder / name for name in names]
 
@@ -100,7 +104,7 @@ def check_shard_count(folder: Path, files: list[Path]) -> None:
     if len(total) != 1 or None in matches or have != set(range(1, max(total) + 1)):
         raise CheckpointError(
             f"{folder}: {INDEX} is missing and the shards do not form one set "
-            f"({', '.join(file.name for file in files[:5])}); download the model again"
+            f"({', '.join(shown_name(file.name) for file in files[:5])}); download the model again"
         )
 
 
@@ -108,7 +112,7 @@ def no_weights(folder: Path) -> CheckpointError:
     others = sorted(file.name for file in folder.iterdir() if file.suffix in OTHER_FORMATS)
     if others:
         return CheckpointError(
-            f"{folder}: weights must be .safetensors, got only {', '.join(others[:3])}, "
+            f"{folder}: weights must be .safetensors, got only {', '.join(map(shown_name, others[:3]))}, "
             "which may run code or is not supported; use a revision of the model with safetensors"
         )
     return CheckpointError(f"{folder}: has no .safetensors files; download the model again")
@@ -137,6 +141,8 @@ def read_header(file: Path) -> list[TensorInfo]:
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
             shape = tuple(entry["shape"])
+            if len(shape) > MOST_AXES:
+                raise CheckpointError(f"{file}: damaged (a tensor of {len(shape)} axes); {DOWNLOAD}")
             tensors.append(TensorInfo(name, shape, entry["dtype"], file, 8 + length + begin, end - begin))
     return tensors
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_mtp.config import DrafterConfig, TargetConfig
+from mlx_mtp.config_fields import shown_name
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.headers import FLOATS, TensorInfo
 from mlx_mtp.model_files import Seen
@@ -81,7 +82,7 @@ def take_inventory(
             formats[path] = form
     extra = [*ignored, *(path for path in stored if path not in expected)]
     if extra:
-        warnings = [*warnings, f"{len(extra)} tensors are not used: {', '.join(extra[:5])}"]
+        warnings = [*warnings, f"{len(extra)} tensors are not used: {', '.join(map(shown_name, extra[:5]))}"]
     if claims.default is not None and claims.default not in formats.values():
         warnings = [*warnings, f"config.json speaks of {claims.default} weights, and no matrix is such"]
     parts = {path: stored[path] for path in expected}
@@ -108,8 +109,8 @@ def sort_by_path(
             if part in stored.setdefault(target, {}):
                 other = stored[target][part].info
                 raise CheckpointError(
-                    f"{folder}: {target} must be stored once, got {other.name} and {info.name}; "
-                    "download the model again"
+                    f"{folder}: {target} must be stored once, got {shown_name(other.name)} and "
+                    f"{shown_name(info.name)}; download the model again"
                 )
             stored[target][part] = Part(info, half if fused else None)
     return stored, ignored

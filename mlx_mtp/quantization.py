@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_mtp.config_fields import is_integer, shown
+from mlx_mtp.config_fields import is_integer, shown, shown_name
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.headers import FLOATS, TensorInfo
 from mlx_mtp.tensor_names import canonical_path
@@ -65,7 +65,7 @@ def parse_claims(entry: Any, source: str) -> QuantClaims:
         if value is False:
             by_path[canonical_path(path)] = None
         elif isinstance(value, dict):
-            by_path[canonical_path(path)] = parse_format(value, f"{source} [{path}]", default)
+            by_path[canonical_path(path)] = parse_format(value, f"{source} [{shown_name(path)}]", default)
     return QuantClaims(default, by_path)
 
 
