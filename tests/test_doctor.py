@@ -73,7 +73,8 @@ def test_machines_that_cannot_run_models_are_told_why(name, words):
     done = run_main("doctor", "--machine", MACHINES / f"{name}.json")
     assert done.returncode == 3
     check = by_name(diagnose(described(name)))["machine"]
-    assert check.status == "problem" and words in check.found and check.remedy
+    assert check.status == "problem" and words in check.found
+    assert str(check.remedy).startswith(("install a Python for arm64", "run it on the Mac itself"))
     text = re.sub(r"\s+", " ", done.stdout.decode())
     assert f"machine: {check.found} -> {check.remedy}" in text
     assert "Models cannot run here: machine" in text

@@ -138,6 +138,10 @@ def test_what_is_published_names_nobody():
         "janet": "~/x",
     }
     json.dumps(clean, allow_nan=False)
+    assert publishable(["/srv/people/jo/x:", "/srv/people/joe"], home="/srv/people/jo") == [
+        "~/x:",
+        "/srv/people/joe",
+    ]
 
 
 def test_a_whole_report_on_a_tiny_pair_with_experts():
@@ -460,6 +464,17 @@ def test_an_activation_too_large_for_float16_is_found_where_it_is():
     assert (
         formats["float32"]["finite"] and formats["float32"]["same_best_token"] == formats["float32"]["rows"]
     )
+
+
+def test_largest_activations_are_those_of_all_passes(monkeypatch):
+    pair, ids = pair_of("31b"), golden("31b", "long").prompt
+    reply = golden("31b", "long").new_tokens[:7]
+    in_passes = activations.scan(pair.target, ids, reply, LONG)
+    monkeypatch.setattr("mlx_mtp.report.observe.ROWS", 7)
+    in_others = activations.scan(pair.target, ids, reply, LONG)
+    for one, two in zip(in_passes, in_others, strict=True):
+        assert set(one) == set(activations.PLACES)
+        assert one == pytest.approx(two, rel=1e-4)
 
 
 def test_formats_differ_by_rounding_and_share_packed_weights():

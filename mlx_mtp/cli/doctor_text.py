@@ -78,14 +78,13 @@ def _models(diagnosis: "Diagnosis", width: int | None) -> str:
         [
             fit.name,
             gigabytes(fit.memory_bytes),
-            "yes" if fit.fits else "no",
-            "yes" if fit.is_cached else "-",
-            "recommended" if fit.is_recommended else "",
+            "yes" if fit.is_cached else "no",
+            "recommended" if fit.is_recommended else "yes" if fit.fits else "no",
         ]
         for fit in diagnosis.models
     ]
     context = diagnosis.models[0].context
-    listed = table(("model", "memory", "fits", "downloaded", ""), rows, width, title=0)
+    listed = table(("model", "memory", "downloaded", "fits"), rows, width, title=0)
     note = f"memory: estimated with the drafter and {context:,} tokens of context"
     return f"{listed}\n{_wrapped(note, width)}\n{_wrapped(diagnosis.reason, width)}"
 
@@ -125,7 +124,14 @@ def _labelled(label: str, text: str, width: int | None) -> str:
     text = clean_for_terminal(text)
     limit = min(width or WIDEST, WIDEST)
     if limit < 3 * LABEL:
-        body = textwrap.fill(text, limit, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        body = textwrap.fill(
+            text,
+            limit,
+            initial_indent="  ",
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
         return f"{label}\n{body}" if label else body
     return textwrap.fill(
         text,
@@ -138,4 +144,5 @@ def _labelled(label: str, text: str, width: int | None) -> str:
 
 
 def _wrapped(text: str, width: int | None) -> str:
-    return textwrap.fill(clean_for_terminal(text), min(width or WIDEST, WIDEST), break_on_hyphens=False)
+    limit = min(width or WIDEST, WIDEST)
+    return textwrap.fill(clean_for_terminal(text), limit, break_on_hyphens=False, break_long_words=False)
