@@ -39,7 +39,7 @@ class Terminal(pexpect.spawn):
             timeout=PATIENCE_S,
             dimensions=(30, columns),
         )
-        self.expect_exact("/help lists the commands")
+        self.expect(r"/help\s+lists\s+the\s+commands")
 
     def ready(self) -> None:
         self.expect(r">( |\x08)")  # with line editing the blank after it is a movement of the cursor
