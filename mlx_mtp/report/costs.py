@@ -143,21 +143,28 @@ def speeds(setting: Setting, found: Found, deadline: Deadline) -> None:
     arms = ARMS if pair.drafter is not None else (0,)
     prompts = list(setting.prompt_tokens().items())[:SAMPLE]
     rates: dict[str, dict[str, list[float]]] = {}
-    for turn in range(1 + max(2, setting.repeats // 2)):
-        for kind, ids in prompts:
-            for k in arms:
-                deadline.check()
-                reply = play(pair, ids, k=k, tokens=setting.tokens, sampling=GREEDY)
-                if turn == 0 or reply.stats.generation_tokens < 2:
-                    continue
-                rates.setdefault(kind, {}).setdefault(str(k), []).append(reply.stats.generation_tps)
-                found["tokens_per_second"] = {
-                    name: {arm: spread(values) for arm, values in own.items()} for name, own in rates.items()
-                }
-                found.setdefault("tokens_per_round", {}).setdefault(kind, {})[str(k)] = rounded(
-                    reply.stats.tokens_per_round
-                )
-    found["gain"] = {
+    found["tokens_per_round"] = {}
+    try:
+        for turn in range(1 + max(2, setting.repeats // 2)):
+            for kind, ids in prompts:
+                for k in arms:
+                    deadline.check()
+                    reply = play(pair, ids, k=k, tokens=setting.tokens, sampling=GREEDY)
+                    if turn == 0 or reply.stats.generation_tokens < 2:
+                        continue
+                    rates.setdefault(kind, {}).setdefault(str(k), []).append(reply.stats.generation_tps)
+                    per_round = rounded(reply.stats.tokens_per_round)
+                    found["tokens_per_round"].setdefault(kind, {})[str(k)] = per_round
+    finally:
+        found["tokens_per_second"] = {
+            kind: {arm: spread(values) for arm, values in own.items()} for kind, own in rates.items()
+        }
+        found["gain"] = gains(rates)
+
+
+def gains(rates: dict[str, dict[str, list[float]]]) -> Found:
+    """Tokens a second by prompt and arm -> medians as multiples of plain decoding's."""
+    return {
         kind: {arm: rounded(statistics.median(own[arm]) / statistics.median(own["0"])) for arm in own}
         for kind, own in rates.items()
         if "0" in own

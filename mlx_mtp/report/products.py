@@ -84,5 +84,8 @@ def chain(side: int, rows: int, dtype: mx.Dtype, *, quantized: bool) -> Run:
     return run
 
 
-def _fastest(times: dict[str, dict[str, float]]) -> str:
+def _fastest(times: dict[str, dict[str, float]]) -> str | None:
+    """The type with the shortest median, None where there is nothing to compare."""
+    if len(times) < 2:
+        return None
     return min(times, key=lambda name: times[name]["median"])
