@@ -1,10 +1,18 @@
-"""`pytest --mlx-device cpu`: which device MLX computes on; its own choice if left out. Commands in other processes keep
-theirs."""
+"""For all tests: a temporary home for our own files, and `pytest --mlx-device cpu` for where MLX computes.
+
+Commands in other processes inherit the home and keep their own choice of device.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
+HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,3 +23,13 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("--mlx-device")
     if device != "auto":
         mx.set_default_device(mx.Device(DEVICES[device]))
+    config.stash[HOME] = tempfile.TemporaryDirectory(prefix="mlx-mtp-tests-")
+    home = Path(config.stash[HOME].name)
+    os.environ["XDG_DATA_HOME"] = str(home / "data")
+    os.environ["XDG_CACHE_HOME"] = str(home / "cache")
+    if sys.platform == "darwin":  # where platformdirs asks for the home folder alone
+        os.environ["HOME"] = str(home)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[HOME].cleanup()
