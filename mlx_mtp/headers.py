@@ -18,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".npz", ".gguf", ".ckpt", ".pkl")
 SHARD_OF = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 LONGEST_HEADER = 16 << 20  # bytes, of 100 MB that the format allows; the largest Gemma's has below 1 MB
+LONGEST_NAME = 255  # bytes that file systems allow
 MOST_AXES = 8  # a shape of a million ones is sound to the format
 DOWNLOAD = "download it again"
 
@@ -78,7 +79,8 @@ def indexed_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder / INDEX}: must have a weight_map naming the shards; {DOWNLOAD}")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        if Path(name).name != name or "\\" in name or name in (".", ".."):
+        is_plain = name.isprintable() and len(name) <= LONGEST_NAME
+        if not is_plain or Path(name).name != name or "\\" in name or name in (".", ".."):
             raise CheckpointError(
                 f"{folder / INDEX}: shards must lie beside the index, got {name!r:.120}; "
                 "do not use this model unless you trust whoever made it"
