@@ -1,6 +1,7 @@
 """Peak memory of conversations on made-up weights of published and narrow shapes, beside `estimate_memory`.
 
     python bench/memory_peaks.py e2b_4bit demo_32k --json bench/results/memory_peaks.json
+    python bench/memory_peaks.py --again --json bench/results/memory_peaks.json
     python bench/memory_peaks.py --list
 
 Each case runs in a process of its own. Two peaks are taken: `arrays` is MLX's own count, `process` is the kernel's
@@ -22,7 +23,7 @@ import numpy as np
 from report import record, rounded, save
 from synthetic import ORDERING, configs_of, quantised_matrix
 
-from mlx_mtp.checkpoint import read_drafter, read_target
+from mlx_mtp.checkpoint import read_drafter, read_drafter_config, read_target, read_target_config
 from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TargetConfig, TextConfig
 from mlx_mtp.decode import RowLimits, decode
 from mlx_mtp.drafter import Drafter, make_drafter
@@ -42,6 +43,7 @@ from mlx_mtp.weights import DenseWeight
 GIB, MIB = 2**30, 2**20
 DTYPES = {"bfloat16": mx.bfloat16, "float32": mx.float32}
 GEMMA = Sampling(temperature=1.0, top_k=64, top_p=0.95, seed=7)  # the published generation_config.json
+THRESHOLDS = Sampling(temperature=1.0, top_p=0.95, min_p=0.01, seed=7)
 EVERYTHING = Sampling(temperature=1.0, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=7)
 
 
@@ -58,6 +60,9 @@ class Case:
     drafts: int = DRAFT_TOKENS
     dtype: str = "float32"
     sampling: Sampling = GEMMA
+    pretend: int = (
+        0  # play the rounds as if so many rows were committed: what they attend to, without a prefill
+    )
 
 
 # Head counts and sizes of the published models, hardly any width: K/V, scores and logits are most of the memory.
@@ -75,10 +80,14 @@ CASES: dict[str, Case] = {
     "e4b_4bit": Case("e4b", 4, 32_768, 16),
     "12b_4bit": Case("12b", 4, 8192, 8, turns=2, rounds=2),
     "26b_4bit": Case("26b-a4b", 4, 4096, 8, turns=2, rounds=2),
+    "quick": Case("heads_of_e2b", 4, 32_768, 64, rounds=0),
     "demo_32k": Case("demo", 16, 32_000, 31_900, turns=1),
     "31b_heads_32k": Case("heads_of_31b", 4, 32_768, 1300),
     "31b_heads_128k": Case("heads_of_31b", 4, 131_072, 64),
     "e2b_heads_128k": Case("heads_of_e2b", 4, 131_072, 1300),
+    "31b_heads_late_rounds": Case("heads_of_31b", 4, 32_768, 64, turns=1, rounds=1, pretend=32_000),
+    "thresholds_sampled": Case("heads_of_e2b", 4, 4096, 64, sampling=THRESHOLDS),
+    "gemma_sampled": Case("heads_of_e2b", 4, 4096, 64),
     "everything_sampled": Case("heads_of_e2b", 4, 4096, 64, sampling=EVERYTHING),
 }
 
@@ -128,31 +137,44 @@ def cheap_matrix(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     return mx.contiguous(mx.broadcast_to(matrix, shape))
 
 
-def load_case(case: Case) -> tuple[Target, Drafter, MemoryEstimate]:
-    """The pair of a case in memory, and what was estimated for it."""
-    dtype = DTYPES[case.dtype]
+def demo_folder(part: str) -> Path:
+    return Path(str(files("mlx_mtp.demo"))) / part
+
+
+def configs_of_case(case: Case) -> tuple[TargetConfig, DrafterConfig]:
+    """Target and drafter; nothing but configurations is read."""
     if case.shape == "demo":
-        folder = Path(str(files("mlx_mtp.demo")))
-        checkpoint = read_target(folder / "target", dtype=dtype)
-        small = read_drafter(folder / "drafter", dtype=dtype)
-        configs: tuple[TargetConfig, DrafterConfig] = (checkpoint.config, small.config)
-        tensors, small_tensors = checkpoint.tensors, small.tensors
-    else:
-        configs = narrow(case.shape) if case.shape in NARROW else configs_of(case.shape)
-        forms = [formats_of_bits(case.bits, expected_tensors(config), dtype.size) for config in configs]
-        tensors = made_up(configs[0], forms[0], dtype, 1)
-        small_tensors = made_up(configs[1], forms[1], dtype, 2)
-    estimate = estimate_memory(
-        configs[0],
+        return read_target_config(demo_folder("target")), read_drafter_config(demo_folder("drafter"))
+    return narrow(case.shape) if case.shape in NARROW else configs_of(case.shape)
+
+
+def estimate_of(case: Case) -> MemoryEstimate:
+    """What is estimated for a case."""
+    target, drafter = configs_of_case(case)
+    return estimate_memory(
+        target,
         case.context,
         bits=case.bits,
-        drafter=configs[1],
+        drafter=drafter,
         drafter_bits=case.bits,
         dtype=case.dtype,
         turns=case.turns,
         prompt=case.prompt,
+        wide_sampling=case.sampling.penalises or not sampler_class([case.sampling]).candidates,
     )
-    return make_target(configs[0], tensors), make_drafter(configs[1], small_tensors), estimate
+
+
+def load_case(case: Case) -> tuple[Target, Drafter]:
+    """The pair of a case, in memory."""
+    dtype = DTYPES[case.dtype]
+    config, small_config = configs_of_case(case)
+    if case.shape == "demo":
+        tensors = read_target(demo_folder("target"), dtype=dtype).tensors
+        small_tensors = read_drafter(demo_folder("drafter"), dtype=dtype).tensors
+        return make_target(config, tensors), make_drafter(small_config, small_tensors)
+    forms = [formats_of_bits(case.bits, expected_tensors(own), dtype.size) for own in (config, small_config)]
+    target = make_target(config, made_up(config, forms[0], dtype, 1))
+    return target, make_drafter(small_config, made_up(small_config, forms[1], dtype, 2))
 
 
 def resident() -> dict[str, int]:
@@ -179,6 +201,8 @@ def turn_state(target: Target, case: Case, ids: list[int], kv: Any, hidden: mx.a
         counts=mx.zeros((1, 2, target.text.vocab_size), mx.int32) if case.sampling.penalises else None,
         active=mx.array([True]),
     )
+    if case.pretend:
+        state = state._replace(length=mx.array([case.pretend], mx.int32))
     token, valid = first_token(target, state, sampler_class([case.sampling]))
     state = state._replace(last=token, active=valid)
     mx.eval(state)
@@ -193,7 +217,7 @@ def converse(target: Target, drafter: Drafter, case: Case) -> dict[str, int]:
     peaks = {"prefill": 0, "rounds": 0}
     for turn in range(case.turns):
         ids = [*tokens, *map(int, rng.integers(3, target.text.vocab_size, case.prompt))]
-        held = case.context * (turn + 1) // case.turns
+        held = case.context - (case.turns - 1 - turn) * (case.context // 8)  # so that K/V grow at each turn
         mx.reset_peak_memory()
         kv, hidden, _ = history.extend(ids, room=max(8, held - len(ids)), boundaries=[len(ids) - 2])
         peaks["prefill"] = max(peaks["prefill"], mx.get_peak_memory())
@@ -208,7 +232,7 @@ def converse(target: Target, drafter: Drafter, case: Case) -> dict[str, int]:
         steps.close()
         mx.synchronize()
         peaks["rounds"] = max(peaks["rounds"], mx.get_peak_memory())
-        tokens = [*ids, *emitted]
+        tokens = [*ids, *emitted] if not case.pretend else ids
         history.keep(tokens, cell.take().kv)
     return peaks
 
@@ -219,7 +243,8 @@ def run_case(name: str) -> dict[str, Any]:
     mx.set_default_device(mx.cpu)
     base = resident()["VmRSS"]
     started = time.perf_counter()
-    target, drafter, estimate = load_case(case)
+    target, drafter = load_case(case)
+    estimate = estimate_of(case)
     weights = mx.get_active_memory()
     reset_peaks()
     peaks = converse(target, drafter, case)
@@ -239,10 +264,34 @@ def run_case(name: str) -> dict[str, Any]:
             "of it mapped files": mib(kernel["RssFile"]),
             "process before the weights": mib(base),
         },
-        "estimate / process": rounded(estimate.total / process),
-        "estimate without overhead / arrays": rounded((estimate.total - estimate.overhead) / arrays),
+        **ratios(estimate, arrays, process),
         "seconds": rounded(time.perf_counter() - started),
     }
+
+
+def ratios(estimate: MemoryEstimate, arrays: float, process: float) -> dict[str, float]:
+    return {
+        "estimate / process": rounded(estimate.total / process),
+        "estimate without overhead / arrays": rounded((estimate.total - estimate.overhead) / arrays),
+    }
+
+
+def comparison(results: dict[str, Any]) -> tuple[str, list[str]]:
+    """Recorded peaks beside what is estimated now -> a table, and the cases whose process is not within 15 %."""
+    lines = [
+        "| Case | Estimate, MiB | Process, MiB | Estimate / process | Arrays, MiB | Estimate / arrays |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    off = []
+    for name, result in results.items():
+        estimate, measured = estimate_of(CASES[name]), result["measured MiB"]
+        of_process, of_arrays = ratios(estimate, measured["arrays"] * MIB, measured["process"] * MIB).values()
+        lines.append(
+            f"| {name} | {estimate.total / MIB:,.0f} | {measured['process']:,.0f} | {of_process:.2f} | "
+            f"{measured['arrays']:,.0f} | {of_arrays:.2f} |"
+        )
+        off += [name] if abs(of_process - 1) > 0.15 else []
+    return "\n".join(lines), off
 
 
 def mib(size: int) -> float:
@@ -258,6 +307,9 @@ def main() -> None:
     parser.add_argument(
         "--json", type=Path, help="also write the record here; cases that it has already are kept"
     )
+    parser.add_argument(
+        "--again", action="store_true", help="compare what --json has with the estimate of today"
+    )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
@@ -269,6 +321,14 @@ def main() -> None:
     results: dict[str, Any] = {}
     if args.json and args.json.is_file():
         results = json.loads(args.json.read_text())["results"]
+    if args.again:
+        table, off = comparison(results)
+        print(table)
+        if off or not results:
+            sys.exit(
+                f"not within 15 % of the process that was measured: {', '.join(off) or 'nothing is recorded'}"
+            )
+        return
     for name in args.cases:
         command = [sys.executable, __file__, name, "--here"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TargetConfig, TextConfig
 from mlx_mtp.prefill import CHUNK, KEY_TILE, SCORES_PER_TILE
 from mlx_mtp.quantization import QuantClaims, QuantFormat
+from mlx_mtp.quantize_plan import CHOOSER_FORMAT, CHOOSERS
 from mlx_mtp.state import bucket_for, capacity_for, kv_shapes
 from mlx_mtp.tensor_names import expected_tensors
 from mlx_mtp.turns import CHECKPOINT_BYTES
@@ -22,10 +23,14 @@ MLP_PARTS = (".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj")
 TOKENS_A_TURN = 256  # how often a conversation leaves a checkpoint behind
 DRAFT_TOKENS = 8  # the most that num_draft_tokens="auto" plays (policy.CANDIDATES)
 
-# How many arrays of a kind are alive at once: counted in the code, then held against measured peaks.
-ARRAYS_OF_SCORES = 4  # scores, masked scores, weights, and one being made
-ARRAYS_OF_ROWS = 8  # rows of a chunk as wide as its widest product
-ARRAYS_OF_LOGITS = 6  # [B, rows, V] float32
+# How many arrays of a kind are alive at once, from measured peaks (docs/memory.md). MLX allocates ahead of what it
+# computes: a hundred operations on the CPU, which is some layers' scores, or ten tiles' of a long context.
+LAYERS_OF_SCORES = 4
+TILES_OF_SCORES = 10
+ARRAYS_OF_ROWS = 4  # rows of a chunk as wide as its widest product
+ARRAYS_OF_LOGITS = 3  # [B, rows, V] float32, where sampling looks at 64 candidates at most, as Gemma's own
+ARRAYS_OF_LOGITS_WIDE = 20  # the same with penalties, or with thresholds over the whole vocabulary
+ARRAYS_OF_ROUND_SCORES = 2  # [B, rows, heads, bucket] float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,11 @@ class Formats:
 def formats_of_bits(
     bits: int, names: dict[str, tuple[int, ...]], dense_bytes: int, mlp_bits: int | None = None
 ) -> Formats:
-    """What mlx-lm's conversion to `bits` makes of these tensors; `mlp_bits` where the dense MLPs differ."""
+    """What a conversion to `bits`, mlx-lm's or ours, makes of these tensors; `mlp_bits` where the dense MLPs differ."""
     if bits == 16:
         return Formats(dense_bytes=dense_bytes)
     by_path: dict[str, QuantFormat | None] = {
-        name: ROUTER_FORMAT for name in names if name.endswith("router.proj")
+        name: CHOOSER_FORMAT for name in names if name.endswith(CHOOSERS)
     }
     if mlp_bits is not None and mlp_bits != bits:
         form = None if mlp_bits == 16 else QuantFormat(mlp_bits, 64, "affine")
@@ -100,24 +105,33 @@ def checkpoint_bytes(text: TextConfig, turns: int, item: int) -> int:
 
 
 def prefill_bytes(text: TextConfig, prompt: int, context: int, item: int) -> int:
-    """Scratch of one chunk of a prompt: a tile's scores, and rows of the widest product."""
+    """Scratch of one chunk of a prompt: scores of layers or tiles, rows of the widest product, per-layer inputs.
+
+    The last layer with K/V and those that share it run for one row only.
+    """
     chunk = min(CHUNK, prompt)
-    keys = min(2 * KEY_TILE, context)
-    scores = 4 * min(SCORES_PER_TILE * max(1, keys // KEY_TILE), text.num_heads * chunk * keys)
-    own_layers = range(max(1, text.first_shared_layer - 1))
+    layers = range(max(1, text.first_shared_layer - 1))
+    is_full = any(text.layer_types[i] == FULL for i in layers)
+    keys = context if is_full else min(context, text.sliding_window + chunk)
+    row = 4 * text.num_heads * chunk
+    if keys <= 2 * KEY_TILE:
+        scores = LAYERS_OF_SCORES * row * keys
+    else:
+        scores = TILES_OF_SCORES * min(4 * SCORES_PER_TILE, row * KEY_TILE)
     widest = max(
-        max(text.mlp_size_of(i) for i in own_layers),
+        max(text.mlp_size_of(i) for i in layers),
         text.num_heads * max(text.head_dim, text.global_head_dim),
         text.num_experts_per_token * max(text.moe_intermediate_size, text.hidden_size),
         text.hidden_size,
     )
     per_layer = 3 * text.num_layers * text.per_layer_input_dim
-    return ARRAYS_OF_SCORES * scores + chunk * item * (ARRAYS_OF_ROWS * widest + per_layer)
+    return scores + chunk * item * (ARRAYS_OF_ROWS * widest + per_layer)
 
 
-def round_bytes(text: TextConfig, context: int, batch: int, drafts: int) -> int:
+def round_bytes(text: TextConfig, context: int, batch: int, drafts: int, *, wide: bool = False) -> int:
     """Scratch of one round with so many drafts: logits and what sampling makes of them, and attention's scores."""
     rows = batch * (drafts + 1)
     logits = 4 * rows * text.vocab_size
     scores = 4 * rows * text.num_heads * bucket_for(context)
-    return ARRAYS_OF_LOGITS * logits + 3 * scores
+    arrays = ARRAYS_OF_LOGITS_WIDE if wide else ARRAYS_OF_LOGITS
+    return arrays * logits + ARRAYS_OF_ROUND_SCORES * scores
