@@ -2,7 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median_low
+from statistics import median
 from typing import NamedTuple, Protocol
 
 from mlx_mtp.errors import ParameterError
@@ -103,7 +103,7 @@ class AutoPolicy:
         """
         times: dict[int, float] = {}
         for number in sorted(self._seconds, reverse=True):
-            times[number] = min(median_low(self._seconds[number]), *times.values(), float("inf"))
+            times[number] = min(median(self._seconds[number]), *times.values(), float("inf"))
         known = sorted(times)
         if not known:
             return None
@@ -117,7 +117,7 @@ class AutoPolicy:
     def _most_seconds(self, k: int) -> float:
         """What a round with k drafts takes at most by the times of others: their time, in proportion to its rows."""
         return min(
-            (median_low(times) * max(1, (k + 1) / (other + 1)) for other, times in self._seconds.items()),
+            (median(times) * max(1, (k + 1) / (other + 1)) for other, times in self._seconds.items()),
             default=float("inf"),
         )
 

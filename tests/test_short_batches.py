@@ -11,12 +11,13 @@ import mlx_mtp.batch
 import mlx_mtp.state
 from mlx_mtp import generate
 from mlx_mtp.batch import generate_rows
-from mlx_mtp.conversation import make_request
+from mlx_mtp.conversation import make_request, start_row
 from mlx_mtp.errors import MemoryRefusal
 from mlx_mtp.policy import make_policy
 from mlx_mtp.pressure import STOPPED, Relief
 from mlx_mtp.reply import Generation
 from mlx_mtp.sampling import Sampling
+from mlx_mtp.turns import History
 from pairs import golden_pair
 from scripted_guard import ScriptedGuard
 from talks import golden_text
@@ -87,6 +88,29 @@ def test_rows_put_aside_go_on_with_the_same_text(variant, sampling, k, reliefs, 
     assert {(out.finish_reason, out.note) for out in outs} == {("length", None)}
     assert batches[: len(sizes)] == sizes
     assert all(out.stats.generation_tokens == LENGTH for out in outs)
+
+
+def test_a_row_goes_on_after_the_tokens_it_has():
+    """Only rows before its last token are prefilled, and that token is not chosen again."""
+    pair, ids = pair_of("e2b"), prompts("e2b")[1]
+    totals: list[int] = []
+    requests = [make_request(pair, own, max_tokens=LENGTH, sampling=SAMPLED) for own in ([1, *ids], ids)]
+    guard = ScriptedGuard(["none"] * 4 + ["shrink"])  # two prefills and three steps of one token each
+    policy = make_policy(0, has_drafter=True)
+    generate_rows(pair, requests, policy, guard, lambda done, total: totals.append(total))
+    assert totals == [len(ids) + 1, len(ids), len(ids) + 2]
+
+    request = make_request(pair, ids, max_tokens=LENGTH, sampling=PENALISED)
+    kv, hidden, _ = History(pair.target).extend([*ids, 9, 8], room=LENGTH)
+    state = start_row(pair, request, kv, hidden, with_bias=True, with_counts=True, written=[9, 8, 9])
+    assert (state.length.tolist(), state.last.tolist(), state.active.tolist()) == (
+        [len(ids) + 2],
+        [9],
+        [True],
+    )
+    assert state.counts is not None and state.hidden is hidden
+    assert (state.counts[0, 1, 8:10].tolist(), state.counts[0, 1].sum().item()) == ([1, 2], 3)
+    assert state.counts[0, 0].tolist() == [ids.count(token) for token in range(256)]
 
 
 def test_rows_that_ended_are_dropped_with_those_put_aside(monkeypatch, batches):
