@@ -88,7 +88,7 @@ def _context_that_fits(
     smaller = 1 << (context - 1).bit_length() - 1
     while smaller >= SMALLEST_CONTEXT:
         if estimate_at(smaller).total <= room:
-            return [f"load it with max_context={smaller}"]
+            return [f"load it with max_context={smaller} (--context {smaller})"]
         smaller //= 2
     return []
 

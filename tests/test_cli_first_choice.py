@@ -236,6 +236,15 @@ def test_a_model_that_is_gone_is_not_opened_again(hub, tmp_path, published):
     assert "models pull e4b:4bit" in said[1]
 
 
+def test_a_model_that_was_removed_is_not_opened_again(hub, tmp_path):
+    run_on("m1_16", hub, tmp_path, "chat", "e2b", "--yes", stdin=b"/exit\n")
+    assert remembered(tmp_path) == "e2b"
+    run_on("m1_16", hub, tmp_path, "models", "rm", "e2b", "--yes")
+    done = run_on("m1_16", hub, tmp_path, "chat")
+    assert done.returncode == 2
+    assert "e2b was used last and is not on this disk any more" in done.stderr.decode()
+
+
 def test_a_damaged_memory_of_the_last_model_is_set_aside(hub, tmp_path, published):
     run_on("m1_16", hub, tmp_path, "chat", str(published / "target"), stdin=b"/exit\n")
     (record,) = tmp_path.rglob("last-model.json")

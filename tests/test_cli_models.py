@@ -74,7 +74,9 @@ def test_pull_shows_sizes_downloads_target_and_drafter_and_prints_the_folder(mac
     assert len(mac.hub.requests) == before
 
 
-@pytest.mark.parametrize("words", [("models", "pull", "26b"), ("generate", "26b", "Hi", "--yes")])
+@pytest.mark.parametrize(
+    "words", [("models", "pull", "26b"), ("generate", "26b", "Hi"), ("generate", "26b", "Hi", "--yes")]
+)
 def test_what_this_machine_can_never_hold_is_refused_before_a_request(mac, words):
     done = mac.run(*words)
     assert done.returncode == 4

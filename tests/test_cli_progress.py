@@ -145,6 +145,12 @@ def test_a_download_that_waits_for_its_connection_is_still_one_download(show):
     ]
 
 
+def test_a_file_that_is_fetched_again_gives_no_negative_speed(show):
+    again = [(21 + second, Progress("download", "d", second * GB // 10, 4 * GB)) for second in range(5)]
+    (line,) = show([*download(20), *again], columns=80, stay=True)
+    assert line == "d  10 %  0.4/4.0 GB  100 MB/s  36 s left"
+
+
 def test_a_prefill_counts_tokens(show):
     reports = [(0, Progress("prefill", "reading the prompt", 512, 4096))]
     assert show(reports, columns=80, stay=True) == ["reading the prompt  12 %  512/4.1k tokens"]

@@ -41,7 +41,7 @@ Name = Annotated[str, typer.Argument(metavar="MODEL", help="An alias such as e4b
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
-    """List what is downloaded, and every alias with what it takes and whether it suits this machine."""
+    """List what is downloaded, and what each alias takes here."""
     from mlx_mtp.cli.model_list import as_json as listed
     from mlx_mtp.cli.model_list import as_text
 
@@ -75,7 +75,7 @@ def remove(
     model: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
 ) -> None:
-    """Remove a downloaded model, its drafter unless another model here uses it, and quantised copies of it."""
+    """Remove a model; its drafter too unless another uses it. Quantised copies of it go as well."""
     from mlx_mtp.cli.removal import find_removal
 
     doomed = find_removal(model)
