@@ -66,12 +66,14 @@ def parse_group_paths(text: str) -> tuple[str, str | None]:
 def group_memory(limit: str, used: str, stat: str) -> GroupMemory | None:
     """The contents of a group's three files -> its memory, or None without a limit.
 
-    The page cache counts as used and is given back when others need it.
+    The page cache counts as used and is given back when others need it; only version 1 tells a group's own share of it
+    from its children's (`total_`).
     """
     if not limit.strip().isdecimal() or int(limit) >= NO_LIMIT:
         return None
     values = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
-    cache = sum(int(values.get(name, 0)) for name in ("inactive_file", "active_file"))
+    names = ("inactive_file", "active_file")
+    cache = sum(int(values.get(f"total_{name}", values.get(name, 0))) for name in names)
     return GroupMemory(int(limit), max(0, int(limit) - int(used) + cache))
 
 
