@@ -63,15 +63,18 @@ def test_weights_are_counted_to_the_byte(tmp_path: Path, kind: str, bits: int) -
         assert estimate_memory(target_config(kind), 64, bits=bits, dtype=name).weights == loaded
 
 
+@pytest.mark.parametrize(
+    "kind", ["31b", "e2b"]
+)  # the second is 32 wide, and what groups do not divide stays dense
 @pytest.mark.parametrize("num_centroids", [0, 32])
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_drafters_are_counted_to_the_byte(tmp_path: Path, bits: int, num_centroids: int) -> None:
-    folder = write_drafter(tmp_path / "drafter", "31b", num_centroids=num_centroids)
+def test_drafters_are_counted_to_the_byte(tmp_path: Path, kind: str, bits: int, num_centroids: int) -> None:
+    folder = write_drafter(tmp_path / "drafter", kind, num_centroids=num_centroids)
     if bits != 16:
         folder = quantize_checkpoint(folder, tmp_path / "quantised", bits=bits)
     loaded = held(read_drafter(folder, dtype=mx.bfloat16).tensors)
-    drafter = parse_drafter_config(drafter_config("31b", num_centroids=num_centroids), "tiny")
-    estimate = estimate_memory(target_config("31b"), 64, bits=4, drafter=drafter, drafter_bits=bits)
+    drafter = parse_drafter_config(drafter_config(kind, num_centroids=num_centroids), "tiny")
+    estimate = estimate_memory(target_config(kind), 64, bits=4, drafter=drafter, drafter_bits=bits)
     assert estimate.drafter == loaded
 
 
