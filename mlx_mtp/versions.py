@@ -25,7 +25,7 @@ TESTED = (
     Tested("mlx-lm", (0, 31), (0, 32)),
     Tested("tokenizers", (0, 21), (0, 23)),
     Tested("safetensors", (0, 5), (0, 8)),
-    Tested("huggingface_hub", (0, 30), (2,)),
+    Tested("huggingface_hub", (1, 0), (2,)),
     Tested("jinja2", (3, 1, 6), (3, 1)),
     Tested("numpy", (1, 26), (2,)),
 )
@@ -53,7 +53,7 @@ def check_versions(packages: Sequence[str] = RUNNING) -> tuple[str, ...]:
     return tuple(
         finding.trouble
         for finding in findings
-        if finding.trouble is not None and finding.tested.is_arithmetic
+        if finding.trouble is not None and finding.works and finding.tested.is_arithmetic
     )
 
 

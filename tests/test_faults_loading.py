@@ -1,10 +1,9 @@
-"""Faults of files, pairs and versions as a person meets them: through `load` and the command line."""
+"""Faults of files and pairs as a person meets them: through `load` and the command line."""
 
 import json
 import os
 import struct
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import pytest
 
 from cli_runs import CONTEXT, one_line, run_main, write_chat_pair
 from mlx_mtp import checkpoint as checkpoint_module
-from mlx_mtp import generate, load, versions
-from mlx_mtp.errors import CheckpointError, MachineError, PairError, PromptError
+from mlx_mtp import generate, load
+from mlx_mtp.errors import CheckpointError, PairError, PromptError
 from tiny_checkpoints import edit_json, edit_tensors
 
 SHARD = "model.safetensors"
@@ -287,39 +286,3 @@ def test_a_prompt_beyond_the_context(folder: Path) -> None:
     assert f"the prompt has {CONTEXT + 1} tokens and the context holds {CONTEXT}" in str(caught.value)
     message = says_so("generate", folder / "target", "many words " * 400, exit_code=2)
     assert f"the context holds {CONTEXT}" in message and "shorten the prompt" in message
-
-
-def with_version(monkeypatch: pytest.MonkeyPatch, package: str, version: str | None) -> None:
-    def version_of(name: str) -> str:
-        if name != package:
-            return real(name)
-        if version is None:
-            raise metadata.PackageNotFoundError(name)
-        return version
-
-    real = metadata.version
-    monkeypatch.setattr(versions.metadata, "version", version_of)
-
-
-@pytest.mark.parametrize(
-    ("package", "version"),
-    [("mlx", "0.32.0"), ("mlx", "0.9"), ("jinja2", "3.1.5"), ("numpy", "1.25.9"), ("safetensors", "0.4.99")],
-)
-def test_a_package_too_old(folder: Path, package: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 66: said before a file is opened, with the command that helps."""
-    with_version(monkeypatch, package, version)
-    with pytest.raises(
-        MachineError, match=rf"got {version}; run: pip install --upgrade '{package}>="
-    ) as caught:
-        load(folder / "nowhere")
-    assert caught.value.exit_code == 3
-
-
-@pytest.mark.parametrize("version", ["0.33.0", "0.33.0.dev20270101+abc", "1.0"])
-def test_arithmetic_newer_than_tested(folder: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_version(monkeypatch, "mlx", version)
-    (warning,) = load(folder / "target").warnings
-    assert (
-        f"mlx {version} is newer than the 0.32 that was tested" in warning
-        and "pip install 'mlx==0.32.*'" in warning
-    )
