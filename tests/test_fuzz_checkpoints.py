@@ -29,7 +29,7 @@ from hostile_files import (
 )
 from tiny_checkpoints import mlx_names, random_tensors, write_checkpoint
 
-SHORT, LONG = 50, 5000
+SHORT, LONG = 50, 2000
 
 short = settings(
     max_examples=SHORT,
@@ -39,7 +39,7 @@ short = settings(
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-long = settings(short, max_examples=LONG, derandomize=False)
+long = settings(short, max_examples=LONG)
 
 
 @pytest.fixture(scope="module")
