@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         CheckpointError,
         GenerationError,
         HubError,
+        KernelError,
         MachineError,
         MemoryRefusal,
         MtpError,
@@ -46,6 +47,7 @@ _HOME = {
     "HubError": "errors",
     "StorageError": "errors",
     "MachineError": "errors",
+    "KernelError": "errors",
     "GenerationError": "errors",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "HubError",
     "StorageError",
     "MachineError",
+    "KernelError",
     "GenerationError",
     "__version__",
 ]

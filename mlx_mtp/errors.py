@@ -63,6 +63,12 @@ class MachineError(MtpError):
     code = "machine"
 
 
+class KernelError(MtpError):
+    """A Metal kernel was called for a shape, format or type that it does not compute."""
+
+    code = "kernel"
+
+
 class GenerationError(MtpError):
     """Generation cannot continue, for example because logits became NaN."""
 
