@@ -10,7 +10,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlx_mtp.config import DrafterConfig, TargetConfig
-from mlx_mtp.config_fields import Fields
+from mlx_mtp.config_fields import Fields, shown_name
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
 from mlx_mtp.errors import CheckpointError
 from mlx_mtp.finite import scan_finite
@@ -174,7 +174,7 @@ def open_lazily(file: Path) -> dict[str, mx.array]:
         return cast(dict[str, mx.array], mx.load(str(file)))
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{file}: MLX cannot open it ({str(error)[:120]}); use a bfloat16 or MLX-quantised version"
+            f"{file}: MLX cannot open it ({shown_name(str(error)[:120])}); use a bfloat16 or MLX-quantised version"
         ) from None
 
 

@@ -75,7 +75,7 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 
 def shown_name(name: str) -> str:
-    """A name out of a file as it is, or quoted and cut where it would not be one short line."""
+    """A name, or words that may quote one, as it is, or quoted and cut where it would not be one short line."""
     return name if name.isprintable() and len(name) <= 200 else f"{name!r:.100}"
 
 

@@ -127,7 +127,7 @@ def read_header(file: Path) -> list[TensorInfo]:
         with safe_open(file, framework="numpy"):
             pass
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: damaged ({str(error)[:120]}); {DOWNLOAD}") from None
+        raise CheckpointError(f"{file}: damaged ({shown_name(str(error)[:120])}); {DOWNLOAD}") from None
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         text = stream.read(length)
@@ -137,7 +137,7 @@ def read_header(file: Path) -> list[TensorInfo]:
         ValueError,
         RecursionError,
     ) as error:  # what is JSON to the safetensors reader may be none to Python's
-        raise CheckpointError(f"{file}: damaged ({str(error)[:120]}); {DOWNLOAD}") from None
+        raise CheckpointError(f"{file}: damaged ({shown_name(str(error)[:120])}); {DOWNLOAD}") from None
     tensors = []
     for name, entry in header.items():
         if name != "__metadata__":

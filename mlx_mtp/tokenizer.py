@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from mlx_mtp.config_fields import shown_name
 from mlx_mtp.errors import CheckpointError, PromptError
 from mlx_mtp.model_files import LARGEST_TOKENIZER, own_file
 
@@ -100,7 +101,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     try:
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises nothing more specific
-        raise CheckpointError(f"{path} is damaged: {str(error)[:200]}; download the model again") from error
+        raise CheckpointError(
+            f"{path} is damaged: {shown_name(str(error)[:200])}; download the model again"
+        ) from error
     return Tokenizer(inner, source=str(path))
 
 

@@ -94,6 +94,7 @@ def test_quantized(
 # What long runs found, and what they would: (file, where in it, the value there, part of the refusal or None).
 FOUND: list[tuple[str, tuple[Any, ...], Any, str | None]] = [
     ("tokenizer_config.json", ("bos_token",), "\ud800", None),
+    ("tokenizer.json", ("version",), "\x1b[2J", "is damaged: "),
     ("generation_config.json", ("top_p",), 10**400, "generation_config.json: top_p must be"),
     ("generation_config.json", ("temperature",), "a" * 5000, "generation_config.json: temperature must be"),
     ("model.safetensors.index.json", ("weight_map", "x"), "a\0b.safetensors", "must lie beside the index"),
