@@ -76,7 +76,7 @@ class Rotation(NamedTuple):
         """x [B, M, heads, D] -> the same, dims j and j + D/2 rotated as a pair; in float32, one fused kernel."""
         halves = x.reshape(*x.shape[:-1], 2, -1)
         rotated = halves * self.cosine + halves[..., ::-1, :] * self.sine
-        return rotated.reshape(x.shape).astype(x.dtype)
+        return rotated.astype(x.dtype).reshape(x.shape)  # in this order the cast is part of that kernel
 
 
 @dataclass(frozen=True, slots=True)
