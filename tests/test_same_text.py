@@ -13,8 +13,8 @@ import pytest
 
 import mlx_mtp.round
 from mlx_mtp import Sampling, generate, generate_batch
-from mlx_mtp.reply import Generation
 from mlx_mtp.pair import Pair
+from mlx_mtp.reply import Generation
 from pairs import VARIANTS, golden_pair, random_drafter
 from scripted_drafts import ScriptedDrafts
 
