@@ -20,9 +20,10 @@ from preload import MARK, check_preloaded, rerun_with
 from report import Run, alternate, machine, record, rounded, save, spread
 
 from mlx_mtp import Sampling
+from mlx_mtp.attention import KEY_TILE, SCORES_PER_TILE
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.pair import Pair
-from mlx_mtp.prefill import CHUNK, KEY_TILE, SCORES_PER_TILE
+from mlx_mtp.prefill import CHUNK
 from mlx_mtp.state import capacity_for, kv_shapes
 
 MIB = 2**20

@@ -6,22 +6,22 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TextConfig
+from mlx_mtp.attention import Sight
+from mlx_mtp.config import DrafterConfig, TextConfig
+from mlx_mtp.kernels.table import STOCK, Kernels
 from mlx_mtp.layers import (
     Layer,
     Rope,
     Rotation,
     Tensors,
-    attend,
-    fold_mask,
     make_layer,
     make_ropes,
     queries_of,
     rms_norm,
     run_layer,
 )
-from mlx_mtp.state import KeysValues, ring_rows
-from mlx_mtp.verify import positions_in_ring, readable
+from mlx_mtp.state import KeysValues
+from mlx_mtp.verify import sights_of
 from mlx_mtp.weights import Weight, load_weights
 
 
@@ -46,6 +46,7 @@ class Drafter:
     layers: tuple[Layer, ...]
     norm: mx.array
     ropes: dict[str, Rope]
+    kernels: Kernels = STOCK
 
     @property
     def text(self) -> TextConfig:
@@ -75,8 +76,8 @@ def make_drafter(config: DrafterConfig, tensors: Tensors) -> Drafter:
 class DrafterView(NamedTuple):
     """What the drafter sees of the target during one round: committed rows only, at one position."""
 
-    kv: dict[str, tuple[mx.array, mx.array]]
-    masks: dict[str, mx.array]
+    kv: dict[str, tuple[mx.array, mx.array]]  # whole buffers
+    sights: dict[str, Sight]
     rotations: dict[str, Rotation]
 
 
@@ -88,44 +89,39 @@ def view_for_drafter(
     The position is constant over all draft steps and equals `length`, the position of the last committed token:
     transformers 5.22.2 `SinglePositionMultiTokenCandidateGenerator`. This is its one place.
     """
-    committed = length[:, None]
-    held = positions_in_ring(committed - 1, ring_rows(target))
-    in_window = (held >= committed - target.sliding_window) & (held >= 0)
-    before = mx.arange(bucket, dtype=mx.int32) < committed
-    visible = {SLIDING: in_window[:, None], FULL: before[:, None]}
-    text = drafter.text
     return DrafterView(
-        kv={kind: readable(kv[i], kind, bucket) for kind, i in target.feeding_layers.items()},
-        masks={kind: fold_mask(m, text.num_heads, text.kv_heads_of(kind)) for kind, m in visible.items()},
+        kv={kind: kv[i] for kind, i in target.feeding_layers.items()},
+        sights=sights_of(target, drafter.text, length - 1, 1, bucket),
         rotations={kind: rope.at(length, 1) for kind, rope in drafter.ropes.items()},
     )
 
 
 def draft_hidden(drafter: Drafter, embedded: mx.array, hidden: mx.array, view: DrafterView) -> mx.array:
     """Scaled target embedding and hidden row, both [B, 1, target H] -> the drafter's normed row [B, 1, H]."""
-    x = drafter.pre_projection.project(mx.concatenate([embedded, hidden], axis=-1)[:, 0])
+    kernels = drafter.kernels
+    x = kernels.project(drafter.pre_projection, mx.concatenate([embedded, hidden], axis=-1)[:, 0])
     for layer in drafter.layers:
-        x = run_layer(layer, x, partial(_attention, layer, view), None)
+        x = run_layer(kernels, layer, x, partial(_attention, kernels, layer, view), None)
     return rms_norm(x, drafter.norm, drafter.text.rms_norm_eps)[:, None]
 
 
-def _attention(layer: Layer, view: DrafterView, normed: mx.array) -> mx.array:
+def _attention(kernels: Kernels, layer: Layer, view: DrafterView, normed: mx.array) -> mx.array:
     """normed [B, H] -> merged heads [B, heads * D]; keys and values are the target's."""
-    queries = queries_of(layer, normed, view.rotations[layer.kind], normed.shape[0])
-    return attend(queries, *view.kv[layer.kind], view.masks[layer.kind])
+    queries = queries_of(kernels, layer, normed, view.rotations[layer.kind], normed.shape[0])
+    return kernels.attend(queries, *view.kv[layer.kind], view.sights[layer.kind])
 
 
 def next_hidden(drafter: Drafter, row: mx.array) -> mx.array:
     """The drafter's row [B, 1, H] -> what stands in for the target's hidden row in the next step [B, 1, target H]."""
-    return drafter.post_projection.project(row)
+    return drafter.kernels.project(drafter.post_projection, row)
 
 
 def draft_logits(drafter: Drafter, row: mx.array) -> tuple[mx.array, mx.array | None]:
     """The drafter's row [B, 1, H] -> logits [B, 1, N] and the token ids they belong to (None: 0 .. V-1). No softcap."""
     if drafter.centroid_head is None:
-        return drafter.embedding.project(row), None
+        return drafter.kernels.project(drafter.embedding, row), None
     head = drafter.centroid_head
-    scores = head.centroids.project(row)
+    scores = drafter.kernels.project(head.centroids, row)
     best = mx.argpartition(scores, kth=-head.top_k, axis=-1)[..., -head.top_k :]
     ids = head.members[best].reshape(*row.shape[:2], -1)
     rows = drafter.embedding.rows(ids)

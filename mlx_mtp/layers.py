@@ -1,18 +1,22 @@
-"""The Gemma 4 transformer layer that target and drafter share: norms, rope, attention, MLP, experts.
+"""The Gemma 4 transformer layer that target and drafter share: norms, rope, projections, MLP, experts.
 
 Formulas: transformers 5.22.2 `modeling_gemma4.py`. Attention scale is 1.0 everywhere; q_norm and k_norm take its place.
+What a kernel of ours may compute is called through `kernels` (see kernels/table.py).
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
 from mlx_mtp.config import FULL, SLIDING, TextConfig
 from mlx_mtp.weights import Weight
+
+if TYPE_CHECKING:
+    from mlx_mtp.kernels.table import Kernels, Project
 
 Tensors = Mapping[str, Any]  # canonical name -> Weight for matrices, mx.array for the rest
 
@@ -184,89 +188,73 @@ def gated_gelu(gate: mx.array, up: mx.array) -> mx.array:
     return gate / (1 + mx.exp(gate * (slope + slope * 0.044715 * gate * gate))) * up
 
 
-def queries_of(layer: Layer, x: mx.array, rotation: Rotation, batch: int) -> mx.array:
+def queries_of(kernels: "Kernels", layer: Layer, x: mx.array, rotation: Rotation, batch: int) -> mx.array:
     """x [B * M, H] (normed) -> queries [B, heads, M, D], rotated."""
-    queries = layer.q_proj.project(x).reshape(batch, x.shape[0] // batch, -1, layer.q_norm.shape[0])
+    shape = (batch, x.shape[0] // batch, -1, layer.q_norm.shape[0])
+    queries = kernels.project(layer.q_proj, x).reshape(shape)
     return rotation(rms_norm(queries, layer.q_norm, layer.eps)).transpose(0, 2, 1, 3)
 
 
-def keys_values_of(layer: Layer, x: mx.array, rotation: Rotation, batch: int) -> tuple[mx.array, mx.array]:
+def keys_values_of(
+    kernels: "Kernels", layer: Layer, x: mx.array, rotation: Rotation, batch: int
+) -> tuple[mx.array, mx.array]:
     """x [B * M, H] (normed) -> keys, values [B, kv_heads, M, D]; keys rotated, values normed without a gain."""
     assert layer.k_proj is not None and layer.k_norm is not None, "only layers that own K/V are asked for it"
     shape = (batch, x.shape[0] // batch, -1, layer.k_norm.shape[0])
-    raw_keys = layer.k_proj.project(x).reshape(shape)
-    raw_values = raw_keys if layer.v_proj is None else layer.v_proj.project(x).reshape(shape)
+    raw_keys = kernels.project(layer.k_proj, x).reshape(shape)
+    raw_values = raw_keys if layer.v_proj is None else kernels.project(layer.v_proj, x).reshape(shape)
     keys = rotation(rms_norm(raw_keys, layer.k_norm, layer.eps))
     return keys.transpose(0, 2, 1, 3), rms_norm(raw_values, None, layer.eps).transpose(0, 2, 1, 3)
 
 
-def fold_mask(visible: mx.array, heads: int, kv_heads: int) -> mx.array:
-    """visible [B, M, L] -> [B, 1, heads/kv_heads * M, L], the row order of `attend`."""
-    batch, rows, keys = visible.shape
-    group = heads // kv_heads
-    tiled = mx.broadcast_to(visible[:, None], (batch, group, rows, keys))
-    return tiled.reshape(batch, 1, group * rows, keys)
-
-
-def attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
-    """queries [B, heads, M, D], keys/values [B, kv_heads, L, D], folded mask -> [B * M, heads * D].
-
-    Query heads that share a K/V head become rows of one product, so K and V are walked once.
-    """
-    batch, heads, rows, dim = queries.shape
-    folded = queries.reshape(batch, keys.shape[1], -1, dim)
-    out = mx.fast.scaled_dot_product_attention(folded, keys, values, scale=1.0, mask=mask)
-    return merge_heads(out.reshape(batch, heads, rows, dim))
-
-
-def merge_heads(x: mx.array) -> mx.array:
-    """x [B, heads, M, D] -> [B * M, heads * D]."""
-    return x.transpose(0, 2, 1, 3).reshape(x.shape[0] * x.shape[2], -1)
-
-
 def run_layer(
-    layer: Layer, x: mx.array, attention: Callable[[mx.array], mx.array], per_layer_input: mx.array | None
+    kernels: "Kernels",
+    layer: Layer,
+    x: mx.array,
+    attention: Callable[[mx.array], mx.array],
+    per_layer_input: mx.array | None,
 ) -> mx.array:
     """One layer on rows [N, H]; `attention` maps the normed rows to merged heads [N, heads * D].
 
     Rows of all batch members stand in one axis: a product of three axes is four operations for MLX, not one.
     """
-    attended = layer.o_proj.project(attention(rms_norm(x, layer.input_norm, layer.eps)))
+    attended = kernels.project(layer.o_proj, attention(rms_norm(x, layer.input_norm, layer.eps)))
     x = x + rms_norm(attended, layer.post_attention_norm, layer.eps)
-    x = x + rms_norm(_feed_forward(layer, x), layer.post_feedforward_norm, layer.eps)
+    x = x + rms_norm(_feed_forward(kernels, layer, x), layer.post_feedforward_norm, layer.eps)
     if layer.per_layer_input is not None:
         assert per_layer_input is not None, "the layer has a gate for an embedding of its own"
-        gate = gated_gelu(layer.per_layer_input.gate.project(x), per_layer_input)
-        projected = layer.per_layer_input.projection.project(gate)
+        gate = gated_gelu(kernels.project(layer.per_layer_input.gate, x), per_layer_input)
+        projected = kernels.project(layer.per_layer_input.projection, gate)
         x = x + rms_norm(projected, layer.per_layer_input.post_norm, layer.eps)
     return x * layer.layer_scalar
 
 
-def _feed_forward(layer: Layer, x: mx.array) -> mx.array:
+def _feed_forward(kernels: "Kernels", layer: Layer, x: mx.array) -> mx.array:
     normed = rms_norm(x, layer.pre_feedforward_norm, layer.eps)
-    gated = gated_gelu(layer.gate_proj.project(normed), layer.up_proj.project(normed))
-    dense = layer.down_proj.project(gated)
+    gated = gated_gelu(kernels.project(layer.gate_proj, normed), kernels.project(layer.up_proj, normed))
+    dense = kernels.project(layer.down_proj, gated)
     if layer.experts is None:
         return dense
-    return rms_norm(dense, layer.experts.post_norm_of_mlp, layer.eps) + _mixture(layer.experts, x, layer.eps)
+    routed = kernels.experts(layer.experts, x, layer.eps, kernels.project)
+    return rms_norm(dense, layer.experts.post_norm_of_mlp, layer.eps) + routed
 
 
-def _mixture(experts: Experts, x: mx.array, eps: float) -> mx.array:
-    """x [N, H] (the residual stream itself) -> the normed, weighted sum of its top-k experts."""
-    chosen, weights = route(experts, x, eps)
+def mixture(experts: Experts, x: mx.array, eps: float, project: "Project") -> mx.array:
+    """x [N, H] (the residual stream itself) -> the normed, weighted sum of its top-k experts, on stock operations."""
+    chosen, weights = route(experts, x, eps, project)
     rows = rms_norm(x, experts.pre_norm, eps)[..., None, None, :]
     gated = gated_gelu(experts.gate.project_experts(rows, chosen), experts.up.project_experts(rows, chosen))
     outputs = experts.down.project_experts(gated, chosen).squeeze(-2)
     return rms_norm((outputs * weights[..., None]).sum(-2), experts.post_norm, eps)
 
 
-def route(experts: Experts, x: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+def route(experts: Experts, x: mx.array, eps: float, project: "Project") -> tuple[mx.array, mx.array]:
     """x [N, H] -> expert ids and their weights, both [N, top_k].
 
     Softmax over all experts renormalised over the best equals a softmax over the best alone; float32 as in
     transformers.
     """
-    scores = experts.router.project(rms_norm(x, experts.router_norm, eps)).astype(mx.float32)
+    scores = project(experts.router, rms_norm(x, experts.router_norm, eps)).astype(mx.float32)
     chosen = mx.argpartition(scores, kth=-experts.top_k, axis=-1)[..., -experts.top_k :]
     weights = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1)
     return chosen, (weights * experts.per_expert_scale[chosen]).astype(x.dtype)

@@ -6,8 +6,9 @@ Arithmetic on configurations only: nothing is allocated and no file is read.
 import math
 from dataclasses import dataclass, field
 
+from mlx_mtp.attention import KEY_TILE, SCORES_PER_TILE
 from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TargetConfig, TextConfig
-from mlx_mtp.prefill import CHUNK, KEY_TILE, SCORES_PER_TILE
+from mlx_mtp.prefill import CHUNK
 from mlx_mtp.quantization import QuantClaims, QuantFormat
 from mlx_mtp.quantize_plan import CHOOSER_FORMAT, CHOOSERS
 from mlx_mtp.state import bucket_for, capacity_for, kv_shapes

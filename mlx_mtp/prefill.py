@@ -11,26 +11,13 @@ from itertools import pairwise
 import mlx.core as mx
 
 from mlx_mtp.config import SLIDING, TextConfig
-from mlx_mtp.layers import (
-    Rotation,
-    attend,
-    fold_mask,
-    keys_values_of,
-    merge_heads,
-    queries_of,
-    rms_norm,
-    run_layer,
-)
+from mlx_mtp.layers import Rotation, keys_values_of, queries_of, rms_norm, run_layer
 from mlx_mtp.sampling import SamplerClass, choose
 from mlx_mtp.state import KeysValues, State, ring_rows
 from mlx_mtp.target import Target, embed, logits_of, per_layer_inputs
 from mlx_mtp.verify import reach_of_rows, run_rows, write_rows
 
 CHUNK = 512
-KEY_TILE = 1024
-SCORES_PER_TILE = 2**24  # 64 MiB of float32 scores: heads * queries * KEY_TILE
-
-Visible = Callable[[mx.array, mx.array], mx.array]
 
 
 def prefill(
@@ -84,14 +71,14 @@ def _chunk(
     target: Target, kv: list[tuple[mx.array, mx.array]], tokens: mx.array, low: int, *, last: bool
 ) -> mx.array | None:
     """One chunk at positions low ..; returns the hidden row if it is the prompt's last chunk."""
-    text = target.text
+    text, kernels = target.text, target.prefill_kernels
     embedded = embed(target, tokens)
-    inputs = per_layer_inputs(target, tokens, embedded)
+    inputs = per_layer_inputs(target, tokens, embedded, kernels)
     x, last_own = embedded[0], text.first_shared_layer - 1
     rotations = {kind: rope.at(low, x.shape[0]) for kind, rope in target.ropes.items()}
     for i in range(last_own):
         attention = partial(_attention, target, rotations, kv, i, low)
-        x = run_layer(target.layers[i], x, attention, None if inputs is None else inputs[0, :, i])
+        x = run_layer(kernels, target.layers[i], x, attention, None if inputs is None else inputs[0, :, i])
     normed = rms_norm(x, target.layers[last_own].input_norm, text.rms_norm_eps)
     _write(target, rotations, kv, last_own, normed, low)
     if not last:
@@ -108,9 +95,7 @@ def _finish_last_row(
     length = mx.array([end - 1], mx.int32)
     reach = reach_of_rows(target.text, length, 1, end)
     first = target.text.first_shared_layer - 1
-    hidden, _ = run_rows(
-        target, x, inputs, tuple(kv), length, reach, bucket=end, first_layer=first, write=False
-    )
+    hidden, _ = run_rows(target, x, inputs, tuple(kv), length, reach, first_layer=first, write=False)
     return hidden
 
 
@@ -124,7 +109,7 @@ def _write(
 ) -> tuple[mx.array, mx.array]:
     """K and V [1, H, M, D] of the chunk's rows, also put into layer i's buffers."""
     layer = target.layers[i]
-    keys, values = keys_values_of(layer, normed, rotations[layer.kind], 1)
+    keys, values = keys_values_of(target.prefill_kernels, layer, normed, rotations[layer.kind], 1)
     rows = keys.shape[2]
     if layer.kind == SLIDING:
         ring = ring_rows(target.text)
@@ -152,8 +137,8 @@ def _attention(
     normed: mx.array,
 ) -> mx.array:
     """One K/V-owning layer's attention over a chunk: normed [M, H] -> [M, heads * D]."""
-    layer, text = target.layers[i], target.text
-    queries = queries_of(layer, normed, rotations[layer.kind], 1)
+    layer, text, kernels = target.layers[i], target.text, target.prefill_kernels
+    queries = queries_of(kernels, layer, normed, rotations[layer.kind], 1)
     end = low + normed.shape[0]
     if layer.kind == SLIDING:
         before = _window_before(text, kv[i], low)
@@ -161,10 +146,10 @@ def _attention(
         keys, values = (
             mx.concatenate([old, new], axis=2) for old, new in zip(before, (keys, values), strict=True)
         )
-        return attend_tiled(queries, keys, values, low, end - keys.shape[2], _in_window(text.sliding_window))
+        return kernels.attend_tiled(queries, keys, values, low, end - keys.shape[2], text.sliding_window)
     _write(target, rotations, kv, i, normed, low)
     keys, values = kv[i][0][:, :, :end], kv[i][1][:, :, :end]
-    return attend_tiled(queries, keys, values, low, 0, _causal)
+    return kernels.attend_tiled(queries, keys, values, low, 0, None)
 
 
 def _window_before(
@@ -174,64 +159,3 @@ def _window_before(
     ring = ring_rows(text)
     slots = mx.arange(max(0, low - text.sliding_window + 1), low, dtype=mx.int32) % ring
     return mx.take(buffers[0], slots, axis=2), mx.take(buffers[1], slots, axis=2)
-
-
-def _causal(query: mx.array, key: mx.array) -> mx.array:
-    return key <= query
-
-
-def _in_window(window: int) -> Visible:
-    return lambda query, key: (key <= query) & (key > query - window)
-
-
-def attend_tiled(
-    queries: mx.array, keys: mx.array, values: mx.array, first_query: int, first_key: int, visible: Visible
-) -> mx.array:
-    """queries [1, heads, M, D], keys/values [1, kv_heads, L, D] -> [M, heads * D] under a fixed scratch budget.
-
-    first_query and first_key are the absolute positions of row 0; `visible(query, key)` is the mask.
-    """
-    heads, rows = queries.shape[1], queries.shape[2]
-    query_tile = max(1, SCORES_PER_TILE // (heads * KEY_TILE))
-    parts = []
-    for low in range(0, rows, query_tile):
-        part = queries[:, :, low : low + query_tile]
-        parts.append(_attend_query_tile(part, keys, values, first_query + low, first_key, visible))
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
-
-
-def _attend_query_tile(
-    queries: mx.array, keys: mx.array, values: mx.array, first_query: int, first_key: int, visible: Visible
-) -> mx.array:
-    """One tile of queries over all keys up to its last row: an online softmax over key tiles at absolute multiples."""
-    _, heads, rows, dim = queries.shape
-    kv_heads = keys.shape[1]
-    end = min(first_query + rows, first_key + keys.shape[2])
-    bounds = chunk_bounds(first_key, end, KEY_TILE)
-    positions = mx.arange(first_query, first_query + rows, dtype=mx.int32)[None, :, None]
-
-    def mask_of(low: int, high: int) -> mx.array:
-        return fold_mask(
-            visible(positions, mx.arange(low, high, dtype=mx.int32)[None, None]), heads, kv_heads
-        )
-
-    if len(bounds) <= 2:
-        stop = end - first_key
-        return attend(queries, keys[:, :, :stop], values[:, :, :stop], mask_of(first_key, end))
-    folded = queries.reshape(1, kv_heads, -1, dim).astype(mx.float32)
-    peak = mx.full((*folded.shape[:3], 1), -mx.inf, mx.float32)
-    total = mx.zeros_like(peak)
-    out = mx.zeros(folded.shape, mx.float32)
-    for low, high in bounds:
-        tile = slice(low - first_key, high - first_key)
-        scores = folded @ keys[:, :, tile].astype(mx.float32).swapaxes(-1, -2)
-        scores = mx.where(mask_of(low, high), scores, -mx.inf)
-        new_peak = mx.maximum(peak, scores.max(axis=-1, keepdims=True))
-        # Until a row sees its first key its peak is -inf, and exp(-inf - -inf) would be NaN.
-        shift = mx.where(new_peak == -mx.inf, 0.0, new_peak)
-        weights = mx.exp(scores - shift)
-        scale = mx.exp(peak - shift)
-        total = total * scale + weights.sum(axis=-1, keepdims=True)
-        out = out * scale + weights @ values[:, :, tile].astype(mx.float32)
-        peak = new_peak
-    return merge_heads((out / total).reshape(1, heads, rows, dim).astype(queries.dtype))

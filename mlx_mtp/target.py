@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_mtp.config import TargetConfig, TextConfig
+from mlx_mtp.kernels.table import STOCK, Kernels
 from mlx_mtp.layers import Layer, Rope, Tensors, make_layer, make_ropes, rms_norm
 from mlx_mtp.weights import Weight, load_weights
 
@@ -31,6 +32,8 @@ class Target:
     norm: mx.array
     ropes: dict[str, Rope]
     dtype: mx.Dtype
+    kernels: Kernels = STOCK  # of passes over the rows of a round
+    prefill_kernels: Kernels = STOCK  # of chunks, whose many rows stock operations are made for
 
     @property
     def text(self) -> TextConfig:
@@ -70,14 +73,16 @@ def embed(target: Target, ids: mx.array) -> mx.array:
     return target.embedding.rows(ids).astype(target.dtype) * target.embed_scale
 
 
-def per_layer_inputs(target: Target, ids: mx.array, embedded: mx.array) -> mx.array | None:
+def per_layer_inputs(target: Target, ids: mx.array, embedded: mx.array, kernels: Kernels) -> mx.array | None:
     """ids [B, M], embedded [B, M, H] -> [B, M, layers, d], or None for targets without per-layer embeddings."""
     per_layer = target.per_layer
     if per_layer is None:
         return None
     shape = (*ids.shape, target.text.num_layers, per_layer.dim)
     by_token = (per_layer.table.rows(ids).astype(target.dtype) * per_layer.dim**0.5).reshape(shape)
-    by_context = (per_layer.projection.project(embedded) * target.text.hidden_size**-0.5).reshape(shape)
+    by_context = (kernels.project(per_layer.projection, embedded) * target.text.hidden_size**-0.5).reshape(
+        shape
+    )
     by_context = rms_norm(by_context, per_layer.norm, target.text.rms_norm_eps)
     return (by_context + by_token) * 2.0**-0.5
 
@@ -89,6 +94,6 @@ def final_norm(target: Target, x: mx.array) -> mx.array:
 
 def logits_of(target: Target, hidden: mx.array) -> mx.array:
     """Post-norm hidden [B, M, H] -> softcapped logits [B, M, V] in the model's dtype."""
-    logits = target.embedding.project(hidden)
+    logits = target.kernels.project(target.embedding, hidden)
     cap = target.text.final_logit_softcapping
     return logits if cap is None else mx.tanh(logits / cap) * cap

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_mtp.attention import Sight, fold_mask
 from mlx_mtp.config import FULL, SLIDING, TextConfig
-from mlx_mtp.layers import Layer, Rotation, attend, fold_mask, keys_values_of, queries_of, run_layer
+from mlx_mtp.kernels.table import Kernels
+from mlx_mtp.layers import Layer, Rotation, keys_values_of, queries_of, run_layer
 from mlx_mtp.state import KeysValues, ring_rows
 from mlx_mtp.target import Target, embed, final_norm, per_layer_inputs
 
@@ -16,7 +18,7 @@ class Reach(NamedTuple):
     """Where the rows of one pass write and what they may see, by attention type."""
 
     slots: dict[str, mx.array]  # [B, M] buffer row of each query row
-    masks: dict[str, mx.array]  # folded, True where visible
+    sights: dict[str, Sight]
 
 
 def verify(
@@ -27,26 +29,33 @@ def verify(
     Nothing is committed: rows from `length` on are overwritten by the next pass unless `length` moves past them.
     """
     embedded = embed(target, tokens)
-    inputs = per_layer_inputs(target, tokens, embedded)
+    inputs = per_layer_inputs(target, tokens, embedded, target.kernels)
     reach = reach_of_rows(target.text, length, tokens.shape[1], bucket)
-    return run_rows(target, embedded, inputs, kv, length, reach, bucket=bucket)
+    return run_rows(target, embedded, inputs, kv, length, reach)
 
 
 def reach_of_rows(text: TextConfig, length: mx.array, rows: int, bucket: int) -> Reach:
-    """length [B] -> slots and masks for `rows` consecutive positions from it; built once a round."""
+    """length [B] -> slots and sights for `rows` consecutive positions from it; built once a round."""
     positions = length[:, None] + mx.arange(rows, dtype=mx.int32)
-    ring = ring_rows(text)
-    held = positions_in_ring(positions[:, -1:], ring)[:, None]
-    query = positions[..., None]
-    in_window = (held <= query) & (held > query - text.sliding_window) & (held >= 0)
-    before = mx.arange(bucket, dtype=mx.int32) <= query
     return Reach(
-        slots={SLIDING: positions % ring, FULL: positions},
-        masks={
-            SLIDING: fold_mask(in_window, text.num_heads, text.kv_heads_of(SLIDING)),
-            FULL: fold_mask(before, text.num_heads, text.kv_heads_of(FULL)),
-        },
+        slots={SLIDING: positions % ring_rows(text), FULL: positions},
+        sights=sights_of(text, text, length, rows, bucket),
     )
+
+
+def sights_of(
+    target: TextConfig, reader: TextConfig, first: mx.array, rows: int, bucket: int
+) -> dict[str, Sight]:
+    """What `rows` rows from position first [B] on see of the target's K/V; `reader` has the heads that look."""
+    query = (first[:, None] + mx.arange(rows, dtype=mx.int32))[..., None]
+    held = positions_in_ring(query[:, -1], ring_rows(target))[:, None]
+    in_window = (held <= query) & (held > query - target.sliding_window) & (held >= 0)
+    before = mx.arange(bucket, dtype=mx.int32) <= query
+
+    def sight(kind: str, window: int | None, visible: mx.array) -> Sight:
+        return Sight(first, window, bucket, fold_mask(visible, reader.num_heads, reader.kv_heads_of(kind)))
+
+    return {SLIDING: sight(SLIDING, target.sliding_window, in_window), FULL: sight(FULL, None, before)}
 
 
 def positions_in_ring(newest: mx.array, ring: int) -> mx.array:
@@ -62,7 +71,6 @@ def run_rows(
     length: mx.array,
     reach: Reach,
     *,
-    bucket: int,
     first_layer: int = 0,
     write: bool = True,
     on_layer: Callable[[int, mx.array], None] | None = None,
@@ -73,7 +81,7 @@ def run_rows(
     the residual stream [B * M, H] after each layer, for measurements.
     """
     batch, rows, _ = x.shape
-    new_kv, sources = list(kv), target.text.kv_source
+    new_kv, sources, kernels = list(kv), target.text.kv_source, target.kernels
     rotations = {kind: rope.at(length, rows) for kind, rope in target.ropes.items()}
     x = x.reshape(batch * rows, -1)
     inputs = None if inputs is None else inputs.reshape(batch * rows, *inputs.shape[2:])
@@ -81,14 +89,15 @@ def run_rows(
         layer = target.layers[i]
         store = i if write and layer.k_proj is not None else None
         rotation = rotations[layer.kind]
-        attention = partial(_attention, layer, rotation, new_kv, store, sources[i], batch, reach, bucket)
-        x = run_layer(layer, x, attention, None if inputs is None else inputs[:, i])
+        attention = partial(_attention, kernels, layer, rotation, new_kv, store, sources[i], batch, reach)
+        x = run_layer(kernels, layer, x, attention, None if inputs is None else inputs[:, i])
         if on_layer is not None:
             on_layer(i, x)
     return final_norm(target, x).reshape(batch, rows, -1), tuple(new_kv)
 
 
 def _attention(
+    kernels: Kernels,
     layer: Layer,
     rotation: Rotation,
     kv: list[tuple[mx.array, mx.array]],
@@ -96,23 +105,15 @@ def _attention(
     source: int,
     batch: int,
     reach: Reach,
-    bucket: int,
     normed: mx.array,
 ) -> mx.array:
     """normed [B * M, H] -> merged heads [B * M, heads * D]; first puts the rows' K and V into kv[store], if any."""
-    slots, mask = reach.slots[layer.kind], reach.masks[layer.kind]
     if store is not None:
-        keys, values = keys_values_of(layer, normed, rotation, batch)
+        slots = reach.slots[layer.kind]
+        keys, values = keys_values_of(kernels, layer, normed, rotation, batch)
         kv[store] = (write_rows(kv[store][0], keys, slots), write_rows(kv[store][1], values, slots))
-    keys, values = readable(kv[source], layer.kind, bucket)
-    return attend(queries_of(layer, normed, rotation, batch), keys, values, mask)
-
-
-def readable(buffers: tuple[mx.array, mx.array], kind: str, bucket: int) -> tuple[mx.array, mx.array]:
-    """The part of a layer's K and V that attention walks: a whole ring, or a full layer's first `bucket` rows."""
-    if kind == SLIDING:
-        return buffers
-    return buffers[0][:, :, :bucket], buffers[1][:, :, :bucket]
+    queries = queries_of(kernels, layer, normed, rotation, batch)
+    return kernels.attend(queries, *kv[source], reach.sights[layer.kind])
 
 
 def write_rows(buffer: mx.array, rows: mx.array, slots: mx.array) -> mx.array:

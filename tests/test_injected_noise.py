@@ -11,20 +11,21 @@ The same checks pass without the noise, and with noise that is keyed on nothing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import pytest
 
-import mlx_mtp.prefill
 import mlx_mtp.round
-import mlx_mtp.verify
 from mlx_mtp import Sampling, generate, generate_batch
+from mlx_mtp.attention import Sight, attend, attend_tiled
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.exactness import rows_are_invariant
-from mlx_mtp.layers import attend
+from mlx_mtp.kernels.table import Kernels
 from mlx_mtp.pair import Pair
-from mlx_mtp.weights import DenseWeight
+from mlx_mtp.round import Rounds
+from mlx_mtp.weights import Weight
 from pairs import golden_pair
 from scripted_drafts import ScriptedDrafts
 
@@ -32,7 +33,6 @@ from scripted_drafts import ScriptedDrafts
 # the attention of a single layer only, for the tokens shortly before the edge.
 SIZES = {"rows": 0.02, "batch_row": 0.02, "bucket": 0.2, "chunk": 0.02}
 TOKENS = 24
-MOST_VERIFIED = 16  # a projection of more rows than a round verifies is part of a prefill
 SETTING = Sampling(temperature=1.0, top_k=64, top_p=0.95, seed=9)
 PROMPT = [(i * 37 + 3) % 256 for i in range(45)]
 LONG_PROMPT = [(i * 37 + 3) % 256 for i in range(228)]
@@ -48,30 +48,35 @@ class Keys:
     chunk: bool = False  # how many rows a pass prefills
 
 
-def inject(keys: Keys, size: float, patch: pytest.MonkeyPatch) -> None:
-    """Multiply the outputs of dense projections and of attention by 1 + noise; a projection knows its rows only."""
-    sound_project = DenseWeight.project
+def with_noise(pair: Pair, keys: Keys, size: float) -> Pair:
+    """The pair with the outputs of its target's projections and attention multiplied by 1 + noise."""
 
-    def project(weight: DenseWeight, x: mx.array) -> mx.array:
-        out = sound_project(weight, x)
-        rows = out.shape[-2]
-        keyed = keys.chunk if rows > MOST_VERIFIED else keys.rows
-        return out * factors(out.shape[-1:], rows * keyed, size)
+    def project(weight: Weight, x: mx.array) -> mx.array:
+        out = weight.project(x)
+        return out * factors(out.shape[-1:], x.shape[-2] * keys.rows, size)
 
-    def attend_in_round(queries: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
-        out = attend(queries, k, v, mask)
+    def attend_in_round(queries: mx.array, k: mx.array, v: mx.array, sight: Sight) -> mx.array:
+        out = attend(queries, k, v, sight)
         batch, _, rows, _ = queries.shape
         shape = (batch if keys.batch_row else 1, 1, out.shape[-1])
-        noise = factors(shape, rows * keys.rows + 1000 * k.shape[2] * keys.bucket, size)
+        walked = k.shape[2] if sight.window else sight.bucket
+        noise = factors(shape, rows * keys.rows + 1000 * walked * keys.bucket, size)
         return (out.reshape(batch, rows, -1) * noise).reshape(out.shape)
 
-    def attend_in_prefill(queries: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
-        out = attend(queries, k, v, mask)
+    def project_chunk(weight: Weight, x: mx.array) -> mx.array:
+        out = weight.project(x)
+        return out * factors(out.shape[-1:], x.shape[-2] * keys.chunk, size)
+
+    def attend_in_prefill(queries: mx.array, *others: Any) -> mx.array:
+        out = attend_tiled(queries, *others)
         return out * factors(out.shape[-1:], queries.shape[2] * keys.chunk, size)
 
-    patch.setattr(DenseWeight, "project", project)
-    patch.setattr(mlx_mtp.verify, "attend", attend_in_round)
-    patch.setattr(mlx_mtp.prefill, "attend", attend_in_prefill)
+    target = replace(
+        pair.target,
+        kernels=Kernels(project=project, attend=attend_in_round),
+        prefill_kernels=Kernels(project=project_chunk, attend_tiled=attend_in_prefill),
+    )
+    return replace(pair, target=target, rounds=Rounds(target, pair.drafter, compiled=False))
 
 
 def factors(shape: tuple[int, ...], seed: int, size: float) -> mx.array:
@@ -116,15 +121,18 @@ CHECKS: dict[str, Check] = {
 def test_noise_makes_the_check_of_its_key_fail(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = golden_pair("e2b")
     assert CHECKS[key](pair, monkeypatch)
-    inject(Keys(**{key: True}), SIZES[key], monkeypatch)
-    assert not CHECKS[key](pair, monkeypatch)
-    assert rows_are_invariant(pair.target) == (key == "chunk")
+    noisy = with_noise(pair, Keys(**{key: True}), SIZES[key])
+    assert not CHECKS[key](noisy, monkeypatch)
+    assert rows_are_invariant(noisy.target) == (key == "chunk")
 
 
 def test_noise_that_depends_on_nothing_is_part_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = golden_pair("e2b")
-    before = generate(pair, PROMPT, max_tokens=TOKENS, sampling=SETTING, num_draft_tokens=0).tokens
-    inject(Keys(), 0.2, monkeypatch)
-    assert generate(pair, PROMPT, max_tokens=TOKENS, sampling=SETTING, num_draft_tokens=0).tokens != before
-    assert all(check(pair, monkeypatch) for check in CHECKS.values())
-    assert rows_are_invariant(pair.target)
+    noisy = with_noise(pair, Keys(), 0.2)
+    before, after = (
+        generate(one, PROMPT, max_tokens=TOKENS, sampling=SETTING, num_draft_tokens=0).tokens
+        for one in (pair, noisy)
+    )
+    assert after != before
+    assert all(check(noisy, monkeypatch) for check in CHECKS.values())
+    assert rows_are_invariant(noisy.target)

@@ -67,8 +67,8 @@ def forward_rows(
         length = mx.array([low], mx.int32)
         embedded = embed(target, tokens)
         reach = reach_of_rows(target.text, length, tokens.shape[1], bucket)
-        inputs = per_layer_inputs(target, tokens, embedded)
-        hidden, kv = run_rows(target, embedded, inputs, kv, length, reach, bucket=bucket, on_layer=on_layer)
+        inputs = per_layer_inputs(target, tokens, embedded, target.kernels)
+        hidden, kv = run_rows(target, embedded, inputs, kv, length, reach, on_layer=on_layer)
         mx.eval(hidden, kv)
         yield low, hidden, kv
 
