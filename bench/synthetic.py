@@ -4,6 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from metal_graph import leaf
 
 from mlx_mtp.config import DrafterConfig, TargetConfig
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
@@ -69,3 +70,19 @@ def instantiated_parameters(config: TargetConfig | DrafterConfig) -> int:
         make_target(config, tensors)
     arrays = [value.weight if isinstance(value, DenseWeight) else value for value in tensors.values()]
     return sum(array.size for array in arrays) - (tensors[ORDERING].size if ORDERING in tensors else 0)
+
+
+def weightless_tensors(config: TargetConfig | DrafterConfig, dtype: mx.Dtype) -> Tensors:
+    """4-bit matrices and norms of the right shapes that occupy no memory: to build graphs, not to run them."""
+    tensors: Tensors = {}
+    for name, shape in expected_tensors(config).items():
+        if name == ORDERING:
+            tensors[name] = leaf(shape, mx.uint32)
+        elif len(shape) == 1:
+            tensors[name] = leaf(shape, dtype)
+        else:
+            *outer, width = shape
+            parts = leaf((*outer, width // GROUP), dtype)
+            packed = leaf((*outer, width * BITS // 32), mx.uint32)
+            tensors[name] = QuantizedWeight(packed, parts, parts, GROUP, BITS, "affine", dtype)
+    return tensors
