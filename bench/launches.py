@@ -2,8 +2,8 @@
 
     python bench/launches.py --json bench/results/launches.json
 
-Nothing is evaluated and no weights exist. Each operation counts as one launch, although MLX makes two of some (a two-pass
-attention, a multi-block sort); the record says what was counted. What mx.compile fuses is fused here as well.
+Nothing is evaluated and no weights exist. Each operation counts as one launch, although MLX makes two of some (a
+two-pass attention, a multi-block sort); the record says what was counted. What mx.compile fuses is fused here as well.
 """
 
 import argparse
