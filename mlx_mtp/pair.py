@@ -1,6 +1,6 @@
 """A target with its drafter and prompt format, ready to run: what `load` gives and everything else takes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from mlx_mtp.drafter import Drafter, make_drafter
 from mlx_mtp.dtypes import activation_dtype
 from mlx_mtp.errors import CheckpointError, ParameterError
 from mlx_mtp.exactness import rows_are_invariant
+from mlx_mtp.kernels.chooser import Choice, Row, choose_kernels, equip
 from mlx_mtp.machine import check_machine, free_bytes, this_machine
 from mlx_mtp.model_files import check_unchanged
 from mlx_mtp.progress import OnProgress, Progress, silent
@@ -45,6 +46,13 @@ class Pair:
     warnings: tuple[str, ...] = ()
     folder: Path | None = None  # of the target's files
     drafter_folder: Path | None = None
+    kernel_table: tuple[Row, ...] = ()  # which operations our kernels compute, and why not the others
+
+    def with_kernels(self, choice: Choice) -> "Pair":
+        """The same pair computing with other kernels, for replies that start with it; its rounds are traced anew."""
+        target, drafter = equip(self.target, self.drafter, choice)
+        rounds = Rounds(target, drafter, compiled=self.rounds.compiled)
+        return replace(self, target=target, drafter=drafter, rounds=rounds, kernel_table=choice.rows)
 
     def check_exact(self) -> bool:
         """Find out, once, whether MTP on equals MTP off bitwise here (a few passes of 1 to 16 rows)."""
@@ -104,6 +112,8 @@ def load(
     )
     model = make_target(checkpoint.config, checkpoint.tensors)
     check_unchanged(checkpoint.seen)
+    choice = choose_kernels(model, small, has_metal=machine.has_metal and not on_cpu, verdicts={})
+    model, small = equip(model, small, choice)
     return Pair(
         name=str(target),
         target=model,
@@ -115,6 +125,7 @@ def load(
         warnings=(*version_warnings, *sources.warnings, *checkpoint.warnings, *small_warnings),
         folder=sources.target,
         drafter_folder=sources.drafter,
+        kernel_table=choice.rows,
     )
 
 

@@ -2,7 +2,11 @@
 
 A pass calls `kernels.project(...)` and the like and cannot tell which of the two it gets. Every family in this package
 offers, beside each other: the kernel, its `reference` in plain MLX, both with the signature below, and `unsupported`,
-which says why the chooser takes stock operations (None where the kernel computes it).
+which says in a few words why the chooser takes stock operations (None where the kernel computes it):
+
+    verify_qmm.py, verify_gemm.py   unsupported(weight: Weight, dtype: mx.Dtype) -> str | None
+    verify_experts.py               unsupported(experts: Experts, dtype: mx.Dtype) -> str | None
+    verify_attention.py             unsupported(shape: operations.AttentionShape) -> str | None
 """
 
 from dataclasses import dataclass
