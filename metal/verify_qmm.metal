@@ -18,10 +18,18 @@ struct Packed;
 
 template <>
 struct Packed<4> {
+  typedef uint Raw;
   const device uint* words;
 
+  METAL_FUNC Raw raw(long at) const {
+    return words[at];
+  }
+
   METAL_FUNC void word(long at, thread float* q) const {
-    const uint packed = words[at];
+    integers(raw(at), q);
+  }
+
+  static METAL_FUNC void integers(Raw packed, thread float* q) {
     const half2 values[4] = {
         low_integers(packed & 0x000f000fu), high_nibbles(packed), low_integers(packed >> 8 & 0x000f000fu),
         high_nibbles(packed >> 8)};
@@ -45,10 +53,18 @@ struct Packed<4> {
 
 template <>
 struct Packed<8> {
+  typedef uint2 Raw;
   const device uint* words;
 
+  METAL_FUNC Raw raw(long at) const {
+    return ((const device uint2*)words)[at];
+  }
+
   METAL_FUNC void word(long at, thread float* q) const {
-    const uint2 packed = ((const device uint2*)words)[at];
+    integers(raw(at), q);
+  }
+
+  static METAL_FUNC void integers(Raw packed, thread float* q) {
 #pragma clang loop unroll(full)
     for (int half_word = 0; half_word < 2; half_word++) {
       const half2 even = low_integers(packed[half_word] & 0x00ff00ffu);
