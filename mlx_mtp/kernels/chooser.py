@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_mtp.attention import Sight, attend, attend_tiled
 from mlx_mtp.drafter import Drafter
-from mlx_mtp.kernels import verify_qmm
+from mlx_mtp.kernels import verify_gemm, verify_qmm
 from mlx_mtp.kernels.operations import (
     ATTEND,
     ATTEND_TILED,
@@ -37,18 +37,15 @@ UNTESTED = "not tested yet on this chip"
 
 
 class Family(NamedTuple):
-    """A kernel, and who says of an example of an operation why it does not compute that (None: it does)."""
+    """A kernel, the same in plain MLX, and who says of an example why the kernel does not compute it (None: it does)."""
 
     kernel: Callable[..., Any]
+    reference: Callable[..., Any]
     unsupported: Callable[..., str | None]  # takes what a Subject holds
 
 
-def _qmm(weight: QuantizedWeight, x: mx.array, **how: Any) -> mx.array:
-    return verify_qmm.verify_qmm(x, weight, **how)
-
-
 FAMILIES: dict[tuple[str, type], Family] = {  # by operation and the kind of its weights
-    (PROJECT, QuantizedWeight): Family(_qmm, verify_qmm.unsupported),
+    (PROJECT, QuantizedWeight): Family(verify_qmm.verify_qmm, verify_qmm.reference, verify_qmm.unsupported),
 }
 
 
