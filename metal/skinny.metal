@@ -53,15 +53,12 @@ struct LaneSums<COUNT, CHAINS> {
   static METAL_FUNC void add(thread float*, uint) {}
 };
 
-// One simdgroup: ROWS rows by COLUMNS columns from first_row and first_column on, lanes striding K.
+// One simdgroup: ROWS rows by COLUMNS columns from first_row and first_column on, lanes striding K. Lane n then has
+// row n / COLUMNS, column n % COLUMNS of them in sums[0]; beyond the last row or column it is that one's again.
 template <int ROWS, int COLUMNS, typename T, typename Weights>
-METAL_FUNC void skinny_scalar(
-    const device T* x, const thread Weights& weights, device T* y, int rows, int columns, int depth, int first_row,
-    int first_column, uint lane) {
-  if (first_column >= columns) {
-    return;
-  }
-  float sums[ROWS * COLUMNS];
+METAL_FUNC void skinny_sums(
+    const device T* x, const thread Weights& weights, int rows, int columns, int depth, int first_row,
+    int first_column, uint lane, thread float* sums) {
 #pragma clang loop unroll(full)
   for (int i = 0; i < ROWS * COLUMNS; i++) {
     sums[i] = 0.0f;
@@ -86,6 +83,18 @@ METAL_FUNC void skinny_scalar(
     }
   }
   LaneSums<ROWS * COLUMNS, 1>::add(sums, lane);
+}
+
+// The scalar body: those sums, each written once.
+template <int ROWS, int COLUMNS, typename T, typename Weights>
+METAL_FUNC void skinny_scalar(
+    const device T* x, const thread Weights& weights, device T* y, int rows, int columns, int depth, int first_row,
+    int first_column, uint lane) {
+  if (first_column >= columns) {
+    return;
+  }
+  float sums[ROWS * COLUMNS];
+  skinny_sums<ROWS, COLUMNS>(x, weights, rows, columns, depth, first_row, first_column, lane, sums);
   const int row = first_row + int(lane) / COLUMNS;
   const int column = first_column + int(lane) % COLUMNS;
   if (int(lane) < ROWS * COLUMNS && row < rows && column < columns) {
