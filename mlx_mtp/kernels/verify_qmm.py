@@ -7,13 +7,18 @@ from mlx_mtp.kernels.launch import SMALL
 from mlx_mtp.kernels.skinny import FLOATS, SEGMENT, Body, Skinny
 from mlx_mtp.weights import QuantizedWeight
 
-BITS = (4, 8)
-GROUPS = (32, 64, 128)
+AFFINE_BITS = (4, 8)  # those whose weights never straddle two words
 AFFINE = Skinny(
     name="verify_qmm",
     files=("verify_qmm.metal",),
     arrays=("words", "scales", "biases"),
     weights="Affine<S, BITS, GROUP> weights = {{words}, scales, biases, depth, lane}",
+)
+BLOCK_FLOAT = Skinny(
+    name="verify_qmm_float",
+    files=("verify_qmm.metal",),
+    arrays=("words", "scales"),
+    weights="BlockFloat<BITS, GROUP> weights = {{words}, scales, depth, lane}",
 )
 
 
@@ -21,11 +26,12 @@ def reference(weight: QuantizedWeight, x: mx.array) -> mx.array:
     """x [..., K] -> [..., N] in float32, rounded once to x's type; a row's bits may depend on the rows beside it."""
     table = mx.dequantize(
         weight.weight,
-        weight.scales.astype(mx.float32),
+        weight.scales.astype(mx.float32) if weight.mode == "affine" else weight.scales,
         None if weight.biases is None else weight.biases.astype(mx.float32),
         group_size=weight.group_size,
         bits=weight.bits,
         mode=weight.mode,
+        dtype=mx.float32,
     )
     return (x.astype(mx.float32) @ table.swapaxes(-1, -2)).astype(x.dtype)
 
@@ -34,10 +40,13 @@ def unsupported(weight: QuantizedWeight, dtype: mx.Dtype) -> str | None:
     """Why rows of `dtype` times this matrix must take stock operations, or None where the kernel computes them."""
     if weight.weight.ndim != 2:
         return f"one matrix is [N, K], not a stack of {weight.weight.ndim} axes"
-    if weight.mode != "affine" or weight.bits not in BITS or weight.group_size not in GROUPS:
-        return f"no kernel for {weight.bits}-bit {weight.mode} in groups of {weight.group_size}"
-    if dtype not in FLOATS or weight.scales.dtype not in FLOATS:
+    is_affine = weight.mode == "affine"
+    if is_affine and weight.bits not in AFFINE_BITS:
+        return f"no kernel for {weight.bits} bits"
+    if dtype not in FLOATS or (is_affine and weight.scales.dtype not in FLOATS):
         return f"no kernel for rows of {dtype} with scales of {weight.scales.dtype}"
+    if weight.global_scale is not None:
+        return "no kernel for a scale of the whole matrix"
     depth = weight.shape[1]
     if depth % SEGMENT or depth % weight.group_size:
         return f"K must be a multiple of {SEGMENT} and of the group size {weight.group_size}, got {depth}"
@@ -57,13 +66,12 @@ def verify_qmm(
     reason = unsupported(weight, x.dtype)
     if reason is None and x.shape[-1:] != weight.shape[1:]:
         reason = f"rows must have {weight.shape[1]} values, got {tuple(x.shape)}"
-    if reason is not None or weight.biases is None:
-        raise KernelError(f"verify_qmm: {reason or 'biases are missing'}; take stock operations")
-    return AFFINE(
-        x,
-        [weight.weight, weight.scales, weight.biases],
-        weight.shape[0],
-        template={"S": weight.scales.dtype, "BITS": weight.bits, "GROUP": weight.group_size},
-        body=body,
-        tile=tile,
-    )
+    if reason is not None:
+        raise KernelError(f"verify_qmm: {reason}; take stock operations")
+    template: dict[str, int | mx.Dtype] = {"BITS": weight.bits, "GROUP": weight.group_size}
+    if weight.biases is None:
+        arrays = [weight.weight, weight.scales]
+        return BLOCK_FLOAT(x, arrays, weight.shape[0], template=template, body=body, tile=tile)
+    arrays = [weight.weight, weight.scales, weight.biases]
+    template["S"] = weight.scales.dtype
+    return AFFINE(x, arrays, weight.shape[0], template=template, body=body, tile=tile)
