@@ -1,0 +1,210 @@
+// Attention of a verify pass's rows, and of the drafter's one row, over the K/V buffers in place (attention.metal).
+//
+// A threadgroup reads a leaf of keys, or a slice of a partition's values, once for all rows of the query heads that
+// share the K/V head: row r is head r % GQA of position r / GQA, up to ROWS of them; a launch's chunks have more.
+// With a window a partition is one leaf and `attend_leaf` does all of it. Without, `weigh_leaf` leaves the weights in
+// device memory and `sum_values` takes a slice of a partition's values: so no thread needs more than 16 sums, however
+// many rows there are. `merge_partitions` ends both.
+// Only keys that some row sees are read, and only partitions that hold one are written.
+
+// Weights of a leaf, [row][key] in threadgroup memory; peak and total of row r go to tops[r * stride].
+template <int D, int GQA, int STAGED, typename Q, typename T>
+METAL_FUNC void leaf_weights(
+    const device Q* queries, const device T* keys, thread const Rows& rows, int leaf, int heads, device float2* tops,
+    int stride, threadgroup float* staged, threadgroup float* weights, uint lane, uint simd) {
+  constexpr int lanes = lanes_of(D);
+  constexpr int threads = simdgroups_of(D) * 32;
+  const int thread_index = simd * 32 + lane;
+  const int count = rows.count * GQA;
+  const int place = thread_index / lanes;
+  const int key = leaf * LEAF + place;
+  float own[D / lanes];
+  load_key<D>(keys, rows.slot(key), rows.live(key), lane % lanes, own);
+  for (int low = 0; low < count; low += STAGED) {
+    const int high = min(low + STAGED, count);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    stage_queries<D, GQA, threads>(queries, heads * D, low, high, staged, thread_index);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (int row = low; row < high; row++) {
+      const float score = score_of<D>(own, staged + (row - low) * D, lane % lanes);
+      if (lane % lanes == 0) {
+        weights[row * LEAF + place] = rows.sees(row / GQA, key) ? score : -INFINITY;
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int low = 0; low < count; low += threads / LEAF) {
+    const int row = low + thread_index / LEAF;
+    const int at = row * LEAF + thread_index % LEAF;
+    const float score = row < count ? weights[at] : -INFINITY;
+    const float peak = peak_of_leaf(score);
+    const float weight = weight_of(score, peak);
+    const float total = total_of_leaf(weight);
+    if (row < count) {
+      weights[at] = weight;
+      if (thread_index % LEAF == 0) {
+        tops[row * stride] = float2(peak, total);
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// A partition that is one leaf: tops [row][parts] and sums [row][parts][D] at `part`, counted from the lowest seen.
+template <int D, int GQA, int STAGED, typename Q, typename T>
+METAL_FUNC void attend_leaf(
+    const device Q* queries, const device T* keys, const device T* values, thread const Rows& rows, int heads, int part,
+    int parts, device float2* tops, device float* sums, threadgroup float* staged, threadgroup float* weights, uint lane,
+    uint simd) {
+  constexpr int threads = simdgroups_of(D) * 32;
+  constexpr int columns = D > threads ? D / threads : 1;
+  const int leaf = rows.lowest() / LEAF + part;
+  if (leaf * LEAF > rows.highest()) {
+    return;
+  }
+  const int column = (simd * 32 + lane) * columns;
+  float own[LEAF][columns];  // asked for before the keys are waited for
+  for (int i = 0; i < LEAF; i++) {
+    const int key = leaf * LEAF + i;
+    const bool read = rows.live(key) && column < D;
+    const device T* from = values + size_t(rows.slot(key)) * D + column;
+    for (int c = 0; c < columns; c++) {
+      own[i][c] = read ? float(from[c]) : 0.0f;
+    }
+  }
+  const bool edge = !rows.all_see(leaf * LEAF, leaf * LEAF + LEAF - 1);
+  leaf_weights<D, GQA, STAGED>(
+      queries, keys, rows, leaf, heads, tops + part, parts, staged, weights, lane, simd);
+  for (int row = 0; row < rows.count * GQA && column < D; row++) {
+    float sum[columns] = {0};
+    for (int i = 0; i < LEAF; i++) {
+      for (int c = 0; c < columns; c++) {
+        sum[c] = with_key(sum[c], weights[row * LEAF + i], own[i][c], edge);
+      }
+    }
+    for (int c = 0; c < columns; c++) {
+      sums[(size_t(row) * parts + part) * D + column + c] = sum[c];
+    }
+  }
+}
+
+// The weights of one leaf of a longer partition: tops [leaf][ROWS], weights [leaf][key][ROWS], leaves counted from the
+// first of the lowest partition.
+template <int D, int GQA, int ROWS, int STAGED, int LEAVES, typename Q, typename T>
+METAL_FUNC void weigh_leaf(
+    const device Q* queries, const device T* keys, thread const Rows& rows, int heads, int place, device float2* tops,
+    device float* weights, threadgroup float* staged, threadgroup float* shared, uint lane, uint simd) {
+  const int leaf = rows.lowest() / (LEAF * LEAVES) * LEAVES + place;
+  if (leaf * LEAF > rows.highest() || leaf * LEAF + LEAF <= rows.lowest()) {
+    return;
+  }
+  leaf_weights<D, GQA, STAGED>(
+      queries, keys, rows, leaf, heads, tops + size_t(place) * ROWS, 1, staged, shared, lane, simd);
+  const int count = rows.count * GQA;
+  for (int i = simd * 32 + lane; i < LEAF * count; i += simdgroups_of(D) * 32) {
+    weights[(size_t(place) * LEAF + i / count) * ROWS + i % count] = shared[i % count * LEAF + i / count];
+  }
+}
+
+// SLICE columns of a partition of LEAVES leaves from their weights; a thread sums one column for OWN rows. `first` says
+// that this slice also writes the partition's tops [row][parts].
+template <int D, int GQA, int ROWS, int LEAVES, int SLICE, int OWN, typename T>
+METAL_FUNC void sum_values(
+    const device T* values, const device float2* leaf_tops, const device float* leaf_weights, thread const Rows& rows,
+    int part, int parts, int slice, device float2* tops, device float* sums, threadgroup float* factors,
+    threadgroup float* staged, threadgroup float* weights, uint thread_index) {
+  constexpr int threads = (ROWS + OWN - 1) / OWN * SLICE < 32 ? 32 : (ROWS + OWN - 1) / OWN * SLICE;
+  const int base = (rows.lowest() / (LEAF * LEAVES) + part) * LEAVES;
+  if (base * LEAF > rows.highest()) {
+    return;
+  }
+  const int count = rows.count * GQA;
+  const int low = max(base, rows.lowest() / LEAF);
+  const int high = min(base + LEAVES - 1, rows.highest() / LEAF);
+  leaf_tops += size_t(part) * LEAVES * ROWS;
+  leaf_weights += size_t(part) * LEAVES * LEAF * ROWS;
+  for (int row = thread_index; row < count; row += threads) {
+    float peak = -INFINITY;
+    for (int leaf = low; leaf <= high; leaf++) {
+      peak = max(peak, leaf_tops[(leaf - base) * ROWS + row].x);
+    }
+    float total = 0;
+    for (int leaf = low; leaf <= high; leaf++) {
+      const float2 top = leaf_tops[(leaf - base) * ROWS + row];
+      const float factor = scale_between(top.x, peak);
+      factors[(leaf - base) * ROWS + row] = factor;
+      total = fma(factor, top.y, total);
+    }
+    if (slice == 0) {
+      tops[size_t(row) * parts + part] = float2(peak, total);
+    }
+  }
+  const bool edge = !rows.all_see(low * LEAF, high * LEAF + LEAF - 1);
+  const int column = thread_index % SLICE;
+  const int own = thread_index / SLICE * OWN;
+  float sum[OWN] = {0};
+  for (int leaf = low; leaf <= high; leaf++) {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (int i = thread_index; i < LEAF * SLICE; i += threads) {
+      const int key = leaf * LEAF + i / SLICE;
+      const device T* from = values + size_t(rows.slot(key)) * D + slice * SLICE + i % SLICE;
+      staged[i] = rows.live(key) ? float(*from) : 0.0f;
+    }
+    for (int i = thread_index; i < LEAF * count; i += threads) {
+      const int row = i % count;
+      const int at = i / count * ROWS + row;
+      weights[at] = leaf_weights[(leaf - base) * LEAF * ROWS + at] * factors[(leaf - base) * ROWS + row];
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (int i = 0; i < LEAF; i++) {
+      for (int row = 0; row < OWN; row++) {
+        if (own + row < count) {
+          sum[row] = with_key(sum[row], weights[i * ROWS + own + row], staged[i * SLICE + column], edge);
+        }
+      }
+    }
+  }
+  for (int row = 0; row < OWN; row++) {
+    if (own + row < count) {
+      sums[(size_t(own + row) * parts + part) * D + slice * SLICE + column] = sum[row];
+    }
+  }
+}
+
+// One row's partitions from `low` to `high`, in this order: WIDTH columns of out, one a thread. The arrays hold WIDTH.
+template <int D, int WIDTH, typename Q>
+METAL_FUNC void merge_partitions(
+    const device float2* tops, const device float* sums, int low, int high, device Q* out, int slice,
+    threadgroup float2* shared, threadgroup float* keep, threadgroup float* take, uint thread_index) {
+  const int column = slice * WIDTH + thread_index;
+  float peak = -INFINITY;
+  float total = 0;
+  float sum = 0;
+  for (int from = low; from <= high; from += WIDTH) {
+    const int count = min(WIDTH, high - from + 1);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (int(thread_index) < count) {
+      shared[thread_index] = tops[from + thread_index];
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (int(thread_index) < count) {
+      float before = peak;
+      for (int i = 0; i < int(thread_index); i++) {
+        before = max(before, shared[i].x);
+      }
+      const float after = max(before, shared[thread_index].x);
+      keep[thread_index] = scale_between(before, after);
+      take[thread_index] = scale_between(shared[thread_index].x, after);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (int i = 0; i < count; i++) {
+      const float next = column < D ? sums[size_t(from + i) * D + column] : 0.0f;
+      sum = fma(take[i], next, sum * keep[i]);
+      total = fma(take[i], shared[i].y, total * keep[i]);
+      peak = max(peak, shared[i].x);
+    }
+  }
+  if (column < D) {
+    out[column] = Q(total == 0 ? 0.0f : sum / total);
+  }
+}
