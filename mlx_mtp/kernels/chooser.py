@@ -46,6 +46,7 @@ class Family(NamedTuple):
 
 FAMILIES: dict[tuple[str, type], Family] = {  # by operation and the kind of its weights
     (PROJECT, QuantizedWeight): Family(verify_qmm.verify_qmm, verify_qmm.reference, verify_qmm.unsupported),
+    (PROJECT, DenseWeight): Family(verify_gemm.verify_gemm, verify_gemm.reference, verify_gemm.unsupported),
 }
 
 
