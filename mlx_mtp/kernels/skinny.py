@@ -68,7 +68,7 @@ class Skinny:
                 f"{self.name}: there must be rows, and 1 to {MAX_TILE} of them in a tile, got {rows} in tiles of "
                 f"{tile}; leave the tile to the kernel"
             )
-        sizes, groups, threads = _LAYOUT[body](rows, columns, tile or usual_tile(rows, body))
+        sizes, groups, threads = layout(rows, columns, body, tile or usual_tile(rows, body))
         (y,) = _kernel(self, body)(
             [x.reshape(rows, depth), *arrays, _sizes(rows, columns, depth)],
             template={**template, **sizes},
@@ -85,20 +85,18 @@ def usual_tile(rows: int, body: Body) -> int:
     return math.ceil(rows / math.ceil(rows / USUAL_TILE[body]))
 
 
-def _scalar_layout(rows: int, columns: int, tile: int) -> tuple[dict[str, int], Size, Size]:
-    own = min(SCALAR_COLUMNS, MAX_SUMS // tile)
-    groups = (math.ceil(rows / tile), math.ceil(columns / (own * SCALAR_SIMDGROUPS)), 1)
-    return {"ROWS": tile, "COLUMNS": own}, groups, (SCALAR_SIMDGROUPS * SIMD, 1, 1)
+def layout(rows: int, columns: int, body: Body, tile: int) -> tuple[dict[str, int], Size, Size]:
+    """Template sizes, threadgroups, and threads of each, for tiles of `tile` rows.
 
-
-def _matrix_layout(rows: int, columns: int, tile: int) -> tuple[dict[str, int], Size, Size]:
+    Tiles of rows come first in the grid: those that read the same weights run side by side.
+    """
+    if body == "scalar":
+        own = min(SCALAR_COLUMNS, MAX_SUMS // tile)
+        groups = (math.ceil(rows / tile), math.ceil(columns / (own * SCALAR_SIMDGROUPS)), 1)
+        return {"ROWS": tile, "COLUMNS": own}, groups, (SCALAR_SIMDGROUPS * SIMD, 1, 1)
     tiles = math.ceil(tile / 8)
     groups = (math.ceil(rows / (tiles * 8)), math.ceil(columns / MATRIX_COLUMNS), 1)
     return {"TILES": tiles}, groups, (MATRIX_SIMDGROUPS * SIMD, 1, 1)
-
-
-# Tiles of rows come first in the grid: those that read the same weights run side by side.
-_LAYOUT = {"scalar": _scalar_layout, "matrix": _matrix_layout}
 
 
 @functools.cache
