@@ -47,8 +47,6 @@ def read_input(given: object, row_contiguous: bool) -> Input:
     if isinstance(given, mx.array):
         dtype = dtype_name(given.dtype)
         array = as_on_metal(np.array(given.view(mx.uint16) if dtype == "bfloat16" else given, copy=False))
-        if array.flags.c_contiguous:
-            array = aligned_as_on_metal(array)
     else:
         kinds = {bool: np.bool_, int: np.int32, float: np.float32}
         array = np.asarray(given, kinds.get(type(given)))
@@ -56,18 +54,6 @@ def read_input(given: object, row_contiguous: bool) -> Input:
     if row_contiguous and not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
     return Input(dtype, array)
-
-
-def aligned_as_on_metal(array: np.ndarray) -> np.ndarray:
-    """A copy with the alignment that the MLX array has on Metal, where buffers begin at whole pages.
-
-    On a CPU MLX keeps a buffer's size in its first 8 bytes, so that each begins 8 bytes after a multiple of 16.
-    """
-    memory = np.empty(array.nbytes + 32, np.uint8)
-    start = (array.ctypes.data - 8 - memory.ctypes.data) % 16
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def as_on_metal(array: np.ndarray) -> np.ndarray:
