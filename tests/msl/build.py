@@ -3,6 +3,7 @@
 Kept in the machine's temporary folder, in one that belongs to this user, for a week after the last use.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -90,8 +91,9 @@ def cache_folder() -> Path:
     if folder.stat().st_uid != os.getuid():
         raise RuntimeError(f"{folder} belongs to another user: remove it, or set TMPDIR")
     for old in folder.iterdir():
-        if time.time() - old.stat().st_mtime > KEPT_SECONDS:
-            old.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # a run beside this one puts its objects in place and tidies too
+            if old.is_file() and time.time() - old.stat().st_mtime > KEPT_SECONDS:
+                old.unlink()
     return folder
 
 
