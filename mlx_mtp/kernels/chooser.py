@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_mtp.attention import Sight, attend, attend_tiled
 from mlx_mtp.drafter import Drafter
-from mlx_mtp.kernels import verify_gemm, verify_qmm
+from mlx_mtp.kernels import verify_attention, verify_experts, verify_gemm, verify_qmm
 from mlx_mtp.kernels.operations import (
     ATTEND,
     ATTEND_TILED,
@@ -47,6 +47,12 @@ class Family(NamedTuple):
 FAMILIES: dict[tuple[str, type], Family] = {  # by operation and the kind of its weights
     (PROJECT, QuantizedWeight): Family(verify_qmm.verify_qmm, verify_qmm.reference, verify_qmm.unsupported),
     (PROJECT, DenseWeight): Family(verify_gemm.verify_gemm, verify_gemm.reference, verify_gemm.unsupported),
+    (EXPERTS, Routed): Family(
+        verify_experts.verify_experts, verify_experts.reference, verify_experts.unsupported
+    ),
+    (ATTEND, AttentionShape): Family(
+        verify_attention.verify_attention, verify_attention.reference, verify_attention.unsupported
+    ),
 }
 
 

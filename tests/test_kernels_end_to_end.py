@@ -1,0 +1,213 @@
+"""Whole pairs decode on our Metal source: the same text with any number of drafts, logits as the references give them.
+
+The kernels run on the CPU (tests/msl). While a round is built, stock MLX's products with packed weights and its fused
+attention are forbidden, so that nothing can fall back on them unseen; a prefill multiplies by them, as on a Mac.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import pytest
+
+import mlx_mtp.round
+from kernel_pairs import KINDS, on_kernels, on_references, quantised_pair
+from mlx_mtp import Sampling, generate_batch
+from mlx_mtp.draft import draft
+from mlx_mtp.drafter import draft_hidden, draft_logits, view_for_drafter
+from mlx_mtp.pair import Pair
+from mlx_mtp.prefill import prefill
+from mlx_mtp.state import KeysValues, State, new_kv
+from mlx_mtp.target import embed, logits_of
+from mlx_mtp.verify import verify
+from msl.stand_in import Runner
+from scripted_drafts import ScriptedDrafts
+
+WINDOW = 16
+PROMPTS = [[(i * step + 3) % 256 for i in range(count)] for step, count in ((37, 21), (11, 5), (101, 13))]
+SETTINGS = [Sampling(temperature=0.9, top_k=64, top_p=0.95, seed=seed) for seed in (4, 5, 6)]
+TEXTS = [[(i * step + 9) % 256 for i in range(16)] for step in (29, 71, 113)]  # teacher-forced
+Texts = dict[int, list[int]]  # by member: which of PROMPTS
+SOME = [(3, 1, 2)]  # rows of the passes that a text is cut into
+MANY = [(4, 1, 9, 2), (2,) * 8, (5, 5, 6), (13, 3), (16,)]
+FORBIDDEN = [(mx, "quantized_matmul"), (mx, "gather_qmm"), (mx.fast, "scaled_dot_product_attention")]
+# Largest difference of logits, which lie in -30 .. 30: other orders of sums, rounded by every operation after them.
+TOLERANCES = {mx.float32: 2e-3, mx.bfloat16: 0.75}
+
+
+@functools.cache
+def pair_on_kernels(kind: str, dtype: mx.Dtype) -> Pair:
+    pair = on_kernels(quantised_pair(kind, dtype=dtype))
+    assert {row.operation.name for row in pair.kernel_table if row.by == "stock"} <= {"attend_tiled"}
+    return pair
+
+
+@contextmanager
+def without_stock(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stock MLX's quantised products and fused attention raise."""
+
+    def refusal(name: str) -> Callable[..., Any]:
+        def refuse(*args: Any, **how: Any) -> Any:
+            raise AssertionError(f"{name} where every operation has a kernel")
+
+        return refuse
+
+    with patch.context() as inside:
+        for module, name in FORBIDDEN:
+            inside.setattr(module, name, refusal(name))
+        yield
+
+
+class HalfRight(ScriptedDrafts):
+    """The drafter drafts, and then what it says is replaced by the text, or by its neighbour at four in ten."""
+
+    def __init__(self, texts: Texts):
+        super().__init__([[*PROMPTS[member], *text] for member, text in texts.items()], right=0.6)
+
+    def __call__(self, target: Any, drafter: Any, state: State, *rest: Any, **how: Any) -> mx.array:
+        assert bool((draft(target, drafter, state, *rest, **how) < target.text.vocab_size).all())
+        return super().__call__(target, drafter, state, *rest, **how)
+
+
+def decoded(pair: Pair, k: int, tokens: int, texts: Texts, patch: pytest.MonkeyPatch) -> Texts:
+    """The members of `texts` together in rounds of k drafts, about half of them right, on kernels alone."""
+    stages = {"play_round": mlx_mtp.round.play_round, "draft": HalfRight(texts)}
+    with patch.context() as inside:
+        for name, stage in stages.items():
+
+            def guarded(*args: Any, stage: Callable[..., Any] = stage, **how: Any) -> Any:
+                with without_stock(patch):
+                    return stage(*args, **how)
+
+            inside.setattr(mlx_mtp.round, name, guarded)
+        prompts, settings = [PROMPTS[b] for b in texts], [SETTINGS[b] for b in texts]
+        replies = generate_batch(pair, prompts, max_tokens=tokens, sampling=settings, num_draft_tokens=k)
+    for reply in replies:
+        assert k == 0 or 0 < reply.stats.accepted < reply.stats.drafted
+    return {member: reply.tokens for member, reply in zip(texts, replies, strict=True)}
+
+
+def plain_text(pair: Pair, member: int, tokens: int, patch: pytest.MonkeyPatch) -> Texts:
+    """Decoded alone and without drafts."""
+    return decoded(pair, 0, tokens, {member: []}, patch)
+
+
+def check_text(
+    kind: str, dtype: mx.Dtype, ks: Sequence[int], tokens: int, metal: Runner, patch: pytest.MonkeyPatch
+) -> None:
+    """With every k the text of plain decoding, which goes past the window; each time our kernels ran."""
+    pair = pair_on_kernels(kind, dtype)
+    plain = plain_text(pair, 0, tokens, patch)
+    assert len(PROMPTS[0]) > WINDOW and len(set(plain[0])) > tokens // 4
+    for k in ks:
+        metal.reset()
+        assert decoded(pair, k, tokens, plain, patch) == plain, f"k = {k}"
+        check_kernels_ran(pair, metal)
+
+
+def check_kernels_ran(pair: Pair, metal: Runner) -> None:
+    families = {name.rsplit("_", 1)[0] for name, counts in metal.counts.items() if counts.launches}
+    expected = {"verify_qmm", "verify_attention"}
+    if pair.target.text.num_experts:
+        expected |= {"verify_experts"}
+    assert expected <= families, metal.counts.keys()
+
+
+class Rows(NamedTuple):
+    """What teacher-forced texts leave."""
+
+    logits: mx.array  # [B, rows, V]
+    drafted: mx.array  # [B, 1, N]: what the drafter makes of the last row
+    kv: KeysValues
+
+    def of(self, b: int) -> list[mx.array]:
+        return [self.logits[b], self.drafted[b], *(buffer[b] for both in self.kv for buffer in both)]
+
+
+def prefilled(pair: Pair, members: Sequence[int]) -> tuple[KeysValues, mx.array]:
+    """K/V of the members' prompts, each prefilled alone, and their lengths [B]."""
+    solo = []
+    for b in members:
+        solo.append(list(new_kv(pair.target, 256)))
+        prefill(pair.target, solo[-1], PROMPTS[b])
+    kv = tuple(
+        (mx.concatenate([one[i][0] for one in solo]), mx.concatenate([one[i][1] for one in solo]))
+        for i in range(len(solo[0]))
+    )
+    return kv, mx.array([len(PROMPTS[b]) for b in members], mx.int32)
+
+
+def forced(pair: Pair, members: Sequence[int], split: Sequence[int]) -> Rows:
+    """The members' texts after their prompts, all together, in passes of `split` rows; then one draft step."""
+    target, drafter = pair.target, pair.drafter
+    assert drafter is not None
+    kv, length = prefilled(pair, members)
+    done, logits = 0, []
+    for rows in split:
+        tokens = mx.array([TEXTS[b][done : done + rows] for b in members], mx.uint32)
+        hidden, kv = verify(target, tokens, kv, length, bucket=256)
+        logits.append(logits_of(target, hidden))
+        mx.eval(logits, kv)
+        done, length = done + rows, length + rows
+    view = view_for_drafter(target.text, drafter, kv, length, bucket=256)
+    row = draft_hidden(drafter, embed(target, tokens[:, -1:]), hidden[:, -1:], view)
+    return Rows(mx.concatenate(logits, axis=1), draft_logits(drafter, row)[0], kv)
+
+
+def check_rows(
+    kind: str, dtype: mx.Dtype, splits: Sequence[tuple[int, ...]], patch: pytest.MonkeyPatch
+) -> None:
+    """Bits are the same row by row and alone as in larger passes of a ragged batch; values those of the references."""
+    pair = pair_on_kernels(kind, dtype)
+    one_by_one = (1,) * sum(splits[0])
+    alone = [forced(pair, [b], one_by_one) for b in range(3)]
+    for split in splits:
+        together = forced(pair, range(3), split)
+        for b in range(3):
+            for i, (got, want) in enumerate(zip(together.of(b), alone[b].of(0), strict=True)):
+                assert mx.array_equal(got, want), f"passes of {split}, row {b}, array {i}"
+    expected = forced(on_references(quantised_pair(kind, dtype=dtype), patch), range(3), one_by_one)
+    for got, want in ((together.logits, expected.logits), (together.drafted, expected.drafted)):
+        assert float(mx.abs(got.astype(mx.float32) - want.astype(mx.float32)).max()) <= TOLERANCES[dtype]
+    spread = float(expected.logits.astype(mx.float32).max() - expected.logits.astype(mx.float32).min())
+    assert spread > 10 * TOLERANCES[dtype]
+
+
+def test_text_on_our_metal_source(metal: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_text("a4b", mx.float32, [3], 12, metal, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["e2b", "31b"])
+def test_rows_on_our_metal_source(kind: str, metal: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_rows(kind, mx.float32, SOME, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_texts_on_our_metal_source(
+    kind: str, dtype: mx.Dtype, metal: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_text(kind, dtype, [1, 2, 3, 4], 48, metal, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_all_passes_on_our_metal_source(
+    kind: str, dtype: mx.Dtype, metal: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_rows(kind, dtype, MANY, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_ragged_rows_together_have_their_own_texts(
+    kind: str, metal: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = pair_on_kernels(kind, mx.float32)
+    alone = {member: plain_text(pair, member, 24, monkeypatch)[member] for member in range(3)}
+    for k in (0, 2, 4):
+        assert decoded(pair, k, 24, alone, monkeypatch) == alone, f"k = {k}"
