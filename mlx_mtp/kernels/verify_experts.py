@@ -39,10 +39,8 @@ MAX_TOP_K = 16
 MAX_PAIRS = 2048  # their ids stand in threadgroup memory; more rows go in several parts
 THREADGROUP_BYTES = 32768
 SCORE_SIMDGROUPS, SCORE_COLUMNS = 2, 2
-SIMDGROUPS = {
-    "gate_up": 4,
-    "down": 2,
-}  # with COLUMNS, no fewer threadgroups than stock's products with one row
+# With COLUMNS, no fewer threadgroups than stock's products with one row.
+SIMDGROUPS = {"gate_up": 4, "down": 2}
 COLUMNS = {"gate_up": 2, "down": 4}  # of a simdgroup; of gate and of up, two each
 
 
@@ -113,9 +111,8 @@ def verify_experts(experts: "Experts", x: mx.array, eps: float, project: Project
     parts = []
     for first in range(0, x.shape[0], most):
         rows, routing = route_rows(experts, x[first : first + most], eps)
-        parts.append(
-            _combine(_pairs(experts, rows, routing), routing.weights, x.dtype, (experts.post_norm, eps))
-        )
+        outputs = down_pairs(experts, gate_up_pairs(experts, rows, routing), routing)
+        parts.append(combine_rows(outputs, routing.weights, x.dtype, (experts.post_norm, eps)))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
@@ -130,15 +127,22 @@ def sum_experts(experts: "Experts", rows: mx.array, chosen: mx.array, weights: m
     for first in range(0, rows.shape[0], most):
         part = slice(first, first + most)
         routing = sort_chosen(chosen[part], weights[part], experts.gate.shape[0])
-        parts.append(_combine(_pairs(experts, rows[part], routing), routing.weights, rows.dtype, None))
+        outputs = down_pairs(experts, gate_up_pairs(experts, rows[part], routing), routing)
+        parts.append(combine_rows(outputs, routing.weights, rows.dtype, None))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
 def route_rows(experts: "Experts", x: mx.array, eps: float) -> tuple[mx.array, Routing]:
     """x [rows, H] -> the rows that experts read (pre_norm) and where they go; at most MAX_PAIRS pairs; two launches."""
+    scores, rows = score_rows(experts, x, eps)
+    return rows, choose_experts(scores, experts.per_expert_scale, experts.top_k)
+
+
+def score_rows(experts: "Experts", x: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+    """x [rows, H] -> the router's scores [rows, E] and the rows that experts read, both rounded to x's type."""
     rows, hidden = x.shape
-    number, top_k, router = experts.router.shape[0], experts.top_k, experts.router
-    tile = 1 if rows == 1 else LONG
+    router = experts.router
+    number, tile = router.shape[0], 1 if rows == 1 else LONG
     scores, normed = score_kernel(form_of(router))(
         [x, experts.router_norm, experts.pre_norm, *arrays_of(router), _count(rows)],
         template={
@@ -155,15 +159,22 @@ def route_rows(experts: "Experts", x: mx.array, eps: float) -> tuple[mx.array, R
         shapes=[(rows, number), (rows, hidden)],
         dtypes=[x.dtype, x.dtype],
     )
-    chosen, weights, order, runs = CHOOSE(
-        [scores, experts.per_expert_scale, _count(rows)],
-        template={"T": x.dtype, "EXPERTS": number, "TOP_K": top_k, "CAPACITY": MAX_PAIRS},
-        groups=(1, 1, 1),
-        threads=(_sort_threads(number), 1, 1),
-        shapes=[(rows, top_k), (rows, top_k), *_sorted_shapes(rows * top_k, number)],
-        dtypes=[mx.uint32, x.dtype, mx.int32, mx.int32],
+    return scores, normed
+
+
+def choose_experts(scores: mx.array, scales: mx.array, top_k: int) -> Routing:
+    """scores [rows, E], the experts' own scales [E] -> the best top_k of each row, in ascending order, and sorted."""
+    rows, number = scores.shape
+    return Routing(
+        *CHOOSE(
+            [scores, scales, _count(rows)],
+            template={"T": scores.dtype, "EXPERTS": number, "TOP_K": top_k, "CAPACITY": MAX_PAIRS},
+            groups=(1, 1, 1),
+            threads=(_sort_threads(number), 1, 1),
+            shapes=[(rows, top_k), (rows, top_k), *_sorted_shapes(rows * top_k, number)],
+            dtypes=[mx.uint32, scores.dtype, mx.int32, mx.int32],
+        )
     )
-    return normed, Routing(chosen, weights, order, runs)
 
 
 def sort_chosen(chosen: mx.array, weights: mx.array, number: int) -> Routing:
@@ -179,9 +190,13 @@ def sort_chosen(chosen: mx.array, weights: mx.array, number: int) -> Routing:
     return Routing(chosen, weights, order, runs)
 
 
-def _pairs(experts: "Experts", rows: mx.array, routing: Routing) -> mx.array:
-    """Rows [rows, H] -> each pair's expert output [pairs, H] in float32; two launches."""
-    gated = _run_launch("gate_up", (experts.gate, experts.up), rows, routing, rows.dtype)
+def gate_up_pairs(experts: "Experts", rows: mx.array, routing: Routing) -> mx.array:
+    """Rows [rows, H] -> each pair's gelu(gate) * up [pairs, I], rounded once."""
+    return _run_launch("gate_up", (experts.gate, experts.up), rows, routing, rows.dtype)
+
+
+def down_pairs(experts: "Experts", gated: mx.array, routing: Routing) -> mx.array:
+    """gated [pairs, I] -> each pair's expert output [pairs, H] in float32."""
     return _run_launch("down", (experts.down,), gated, routing, mx.float32)
 
 
@@ -214,10 +229,10 @@ def _run_launch(
     return y
 
 
-def _combine(
+def combine_rows(
     outputs: mx.array, weights: mx.array, dtype: mx.Dtype, norm: tuple[mx.array, float] | None
 ) -> mx.array:
-    """Outputs [pairs, H], weights [rows, top_k] -> [rows, H], with a gain and an epsilon normed too; one launch."""
+    """Outputs [pairs, H], weights [rows, top_k] -> their sums in slot order [rows, H]; `norm`: gain, epsilon."""
     rows, top_k = weights.shape
     hidden = outputs.shape[1]
     threads = min(512, math.ceil(hidden / SIMD) * SIMD)
