@@ -149,8 +149,11 @@ def reference(queries: mx.array, keys: mx.array, values: mx.array, sight: Sight)
     scores = folded @ keys[:, :, None].swapaxes(-1, -2)
     weights = mx.softmax(mx.where(visible[:, None, None], scores, -mx.inf), axis=-1)
     out = mx.nan_to_num(weights, nan=0.0) @ values[:, :, None]
-    return out.reshape(batch, heads, positions, -1).transpose(0, 2, 1, 3).reshape(batch * positions, -1).astype(
-        queries.dtype
+    return (
+        out.reshape(batch, heads, positions, -1)
+        .transpose(0, 2, 1, 3)
+        .reshape(batch * positions, -1)
+        .astype(queries.dtype)
     )
 
 
@@ -219,7 +222,16 @@ def _plan(shape: AttentionShape, batch: int, positions: int, held: int, bucket: 
     else:
         partition = LEAF
         parts = -(-(shape.window + per_chunk - 2) // LEAF) + 1
-    numbers = [positions, shape.window or 0, held, shape.heads, shape.kv_heads, parts, batch * shape.kv_heads, 0]
+    numbers = [
+        positions,
+        shape.window or 0,
+        held,
+        shape.heads,
+        shape.kv_heads,
+        parts,
+        batch * shape.kv_heads,
+        0,
+    ]
     return _Plan(
         positions=per_chunk,
         chunks=-(-positions // per_chunk),
