@@ -70,6 +70,8 @@ def test_installed_wheel_answers_from_another_folder(wheel, tmp_path):
     """Unpacked first on the path and run elsewhere: resources are read from the wheel's own copy."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
+    metal_files = sorted(files_under(ROOT / "metal", "*.metal"))
+    assert metal_files
     code = f"""
 import sys
 sys.path.insert(0, {str(site)!r})
@@ -77,7 +79,11 @@ from importlib.resources import files
 import mlx_mtp
 assert mlx_mtp.__file__.startswith({str(site)!r}), mlx_mtp.__file__
 assert "Metal" in (files("mlx_mtp.metal") / "README.md").read_text()
+from mlx_mtp.kernels.source import metal_source
+for file in {metal_files!r}:
+    assert metal_source(file), file
 pair = mlx_mtp.load("demo")
+assert pair.kernel_table and all(row.reason for row in pair.kernel_table)
 print(mlx_mtp.generate(pair, "def add(a, b):", max_tokens=4).tokens)
 """
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
