@@ -19,11 +19,14 @@ def active_runner() -> Runner:
     return active[-1]
 
 
+STAND_IN = kernel_maker(active_runner)  # one for all tests: kernels that the library keeps stay valid
+
+
 @pytest.fixture
 def metal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     """Takes the place of `mx.fast.metal_kernel`; compiled functions run as they are written, for values exist then."""
     runner = Runner()
-    monkeypatch.setattr(mx.fast, "metal_kernel", kernel_maker(active_runner))
+    monkeypatch.setattr(mx.fast, "metal_kernel", STAND_IN)
     mx.disable_compile()
     active.append(runner)
     yield runner

@@ -5,7 +5,7 @@ import re
 from .signature import ATTRIBUTES, Parameter, Signature
 
 THREADGROUP = re.compile(r"(?<=[;{})])(\s*)threadgroup\b(?=[^;=]*?;)")
-SWIZZLE = re.compile(r"\.\s*([xyzw]{2,4}|[rgba]{1,4})\b")
+SWIZZLE = re.compile(r"(?:\.|->)\s*([xyzw]{2,4}|[rgba]{1,4})\b")
 ENTRY = """
 extern "C" __attribute__((visibility("default"), no_sanitize("thread")))
 void msl_entry(void** b, const msl_position* t) {{ {call}({arguments}); }}

@@ -96,7 +96,7 @@ def function_name(
 ) -> str:
     name = f"custom_kernel_{kernel.name}"
     if template:
-        name += "_" + "_".join(template_value(value) for _, value in template).replace("-", "_")
+        name += "__" + "_".join(template_value(value) for _, value in template).replace("-", "_")
     for given in inputs:
         name += f"_{TYPES[given.dtype]}" + ("s" if given.scalar else "c" if given.small else "")
     return name + "".join(f"_{TYPES[dtype]}" for dtype in outputs)
