@@ -111,6 +111,14 @@ METAL_FUNC void skinny_matrix(
   const int across = (lane >> 1 & 3) | (lane >> 2 & 4);  // the lane's row of a matrix
   const int place = (lane & 1) | (lane >> 2 & 2);        // its columns: 2 * place and the one after
   const int column = min(first_column + across, columns - 1);
+  const device T* from[TILES][2];  // beyond the last row that one again: what it gives is not written
+#pragma clang loop unroll(full)
+  for (int t = 0; t < TILES; t++) {
+#pragma clang loop unroll(full)
+    for (int e = 0; e < 2; e++) {
+      from[t][e] = x + long(min(first_row + t * 8 + place * 2 + e, rows - 1)) * depth + across;
+    }
+  }
   simdgroup_float8x8 sums[4][TILES];
 #pragma clang loop unroll(full)
   for (int u = 0; u < 4; u++) {
@@ -133,9 +141,7 @@ METAL_FUNC void skinny_matrix(
         simdgroup_float8x8 b;
 #pragma clang loop unroll(full)
         for (int e = 0; e < 2; e++) {
-          const int row = first_row + t * 8 + place * 2 + e;
-          const int k = segment * SEGMENT + u * WORD + across;
-          b.thread_elements()[e] = row < rows ? float(x[long(row) * depth + k]) : 0.0f;
+          b.thread_elements()[e] = float(from[t][e][segment * SEGMENT + u * WORD]);
         }
         simdgroup_multiply_accumulate(sums[u][t], a, b, sums[u][t]);
       }

@@ -178,8 +178,8 @@ MUTANTS = {
     ),
     "row beyond the last read into the matrix": Mutant(
         SKINNY,
-        "row < rows ? float(x[long(row) * depth + k]) : 0.0f",
-        "float(x[long(row) * depth + k])",
+        "min(first_row + t * 8 + place * 2 + e, rows - 1)",
+        "(first_row + t * 8 + place * 2 + e)",
         "memory",
         body="matrix",
         unseen=("near",),
