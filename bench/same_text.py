@@ -20,7 +20,7 @@ import pytest
 from preload import MARK, check_preloaded, rerun_with
 
 from mlx_mtp import Sampling
-from mlx_mtp.exactness import SPLITS, _rows, rows_are_invariant
+from mlx_mtp.exactness_probe import SPLITS, rows_are_invariant, rows_in_passes
 from mlx_mtp.pair import Pair
 from mlx_mtp.prefill import prefill
 from mlx_mtp.state import new_kv
@@ -52,8 +52,8 @@ def logit_difference(pair: Pair) -> float:
     """The largest difference of a logit between passes of 1 row and of 2 to 16."""
     vocab = pair.target.text.vocab_size
     ids = [(i * 7919 + 3) % vocab for i in range(40)]
-    one = _rows(pair.target, ids, SPLITS[0], bucket=256, batch=1)
-    others = (_rows(pair.target, ids, split, bucket=256, batch=1) for split in SPLITS[1:])
+    one = rows_in_passes(pair.target, ids, SPLITS[0], bucket=256, batch=1)
+    others = (rows_in_passes(pair.target, ids, split, bucket=256, batch=1) for split in SPLITS[1:])
     return max(float(mx.abs(one - other).max()) for other in others)
 
 

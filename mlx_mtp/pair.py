@@ -18,7 +18,8 @@ from mlx_mtp.config import TargetConfig
 from mlx_mtp.drafter import Drafter, make_drafter
 from mlx_mtp.dtypes import activation_dtype
 from mlx_mtp.errors import CheckpointError, ParameterError
-from mlx_mtp.exactness import rows_are_invariant
+from mlx_mtp.exactness import Exactness, exactness_of
+from mlx_mtp.exactness_tax import Tax, measure_tax
 from mlx_mtp.kernels.chooser import Choice, Row, choose_kernels, equip
 from mlx_mtp.machine import check_machine, free_bytes, this_machine
 from mlx_mtp.model_files import check_unchanged
@@ -55,10 +56,22 @@ class Pair:
         return replace(self, target=target, drafter=drafter, rounds=rounds, kernel_table=choice.rows)
 
     def check_exact(self) -> bool:
-        """Find out, once, whether MTP on equals MTP off bitwise here (a few passes of 1 to 16 rows)."""
-        if self.rounds.exact is None:
-            self.rounds.exact = rows_are_invariant(self.target)
-        return self.rounds.exact
+        """Find out, once, whether MTP on equals MTP off bitwise here: promise (a)."""
+        return self.exactness().holds
+
+    def exactness(self) -> Exactness:
+        """Which promise holds here and why, by operation; the first call takes a few passes of 1 to 17 rows."""
+        if self.rounds.exactness is None:
+            passed = {row.operation.name for row in self.kernel_table if row.by == "ours"}
+            self.rounds.exactness = exactness_of(self.target, (self.sampling,), passed=passed)
+        return self.rounds.exactness
+
+    def exactness_tax(self) -> Tax:
+        """What plain decoding on our kernels costs against stock operations; the first call measures it."""
+        if self.rounds.tax is None:
+            why_stock = [row.reason for row in self.kernel_table if row.by == "stock"]
+            self.rounds.tax = measure_tax(self.target, compiled=self.rounds.compiled, why_stock=why_stock)
+        return self.rounds.tax
 
 
 def load(

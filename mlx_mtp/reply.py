@@ -104,7 +104,7 @@ class Reply:
         """The figures so far."""
         count, now = self._count, time.perf_counter()
         prefill_s, decode_s = self._first_at - self._started, now - self._first_at
-        prompt_tokens = len(self._request.ids)
+        prompt_tokens, rounds = len(self._request.ids), self._pair.rounds
         return Stats(
             prompt_tokens=prompt_tokens,
             reused_tokens=self._reused,
@@ -120,9 +120,10 @@ class Reply:
             peak_memory_bytes=mx.get_peak_memory(),
             parked=policy.parked,
             reason=policy.reason,
-            warning=self._pair.rounds.fit.warning,
+            warning=rounds.fit.warning,
             seed=self._request.sampling.seed,
-            exact=self._pair.rounds.exact,
+            exact=None if rounds.exactness is None else rounds.exactness.holds,
+            exactness_tax=None if rounds.tax is None else rounds.tax.ratio,
         )
 
 

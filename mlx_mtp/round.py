@@ -1,7 +1,7 @@
 """One round as a pure function of device state: verify, accept, commit, draft; and its compile cache."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -14,6 +14,10 @@ from mlx_mtp.state import KeysValues, State
 from mlx_mtp.target import Target, logits_of
 from mlx_mtp.verify import verify
 
+if TYPE_CHECKING:
+    from mlx_mtp.exactness import Exactness
+    from mlx_mtp.exactness_tax import Tax
+
 
 def play_round(
     target: Target, drafter: Drafter | None, state: State, *, k: int, bucket: int, sampler: SamplerClass
@@ -25,17 +29,25 @@ def play_round(
     tokens = mx.concatenate([state.last[:, None], state.drafts], axis=1)
     hidden, kv = verify(target, tokens, state.kv, state.length, bucket=bucket)
 
-    positions = state.length[:, None] + 1 + mx.arange(tokens.shape[1], dtype=mx.int32)
-    counts = _counts_by_row(state, sampler)
-    chosen, valid = choose(
-        logits_of(target, hidden), positions, state.seed, state.sampling, sampler, counts=counts
-    )
+    chosen, valid = _choose(target, hidden, state, sampler)
     n = accept(state.drafts, chosen, valid, state.active)
 
     state = commit(state, kv, hidden, chosen, n, sampler)
     if drafter is not None:
         state = state._replace(drafts=draft(target, drafter, state, sampler, k=k, bucket=bucket))
     return state, chosen, n
+
+
+def _choose(
+    target: Target, hidden: mx.array, state: State, sampler: SamplerClass
+) -> tuple[mx.array, mx.array]:
+    """Post-norm hidden [B, k+1, H] of the last token and its drafts -> the target's own choices and their validity."""
+    positions = state.length[:, None] + 1 + mx.arange(hidden.shape[1], dtype=mx.int32)
+    how = (positions, state.seed, state.sampling, sampler)
+    if sampler.decided_by_best and target.kernels.head_choose is not None:
+        cap = target.text.final_logit_softcapping
+        return target.kernels.head_choose(target.embedding, cap, hidden, *how)
+    return choose(logits_of(target, hidden), *how, counts=_counts_by_row(state, sampler))
 
 
 def commit(
@@ -81,7 +93,8 @@ class Rounds:
         self.target = target
         self.drafter = drafter
         self.compiled = compiled
-        self.exact: bool | None = None  # what `exactness.rows_are_invariant` found, once it was asked
+        self.exactness: Exactness | None = None  # what `exactness_of` found, once it was asked
+        self.tax: Tax | None = None  # and what exactness costs, once that was measured
         self.fit = Fit()  # what the drafts of all requests say about the pair
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._shapes: set[tuple[Any, ...]] = set()

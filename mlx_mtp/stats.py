@@ -26,7 +26,10 @@ class Stats:
     warning: str | None = None  # the drafter hardly ever guesses right (see `fit`)
     seed: int | None = None
     exact: bool | None = (
-        None  # rows independent of the batch they are computed in; None: not checked here yet
+        None  # promise (a): bitwise the text of MTP off; None: not asked yet (`Pair.exactness`)
+    )
+    exactness_tax: float | None = (
+        None  # plain decoding's time on our kernels / on stock ones; None: not measured
     )
 
     @property

@@ -73,7 +73,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Rounds, "first_drafts", noted("drafts", Rounds.first_drafts))
     monkeypatch.setattr(mx, "compile", noted("compile", mx.compile))
     for module in (exactness, pair_module):
-        monkeypatch.setattr(module, "rows_are_invariant", noted("self-test", module.rows_are_invariant))
+        monkeypatch.setattr(module, "exactness_of", noted("self-test", module.exactness_of))
     monkeypatch.setattr(ReplyWriter, "write", noted("shown", ReplyWriter.write))
     return happened
 

@@ -6,7 +6,11 @@ from typing import Any
 from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.cli.against_mlx_lm import Agreement
 from mlx_mtp.cli.proof import Compared
+from mlx_mtp.exactness import Exactness
+from mlx_mtp.exactness_tax import Tax
 from mlx_mtp.pair import Pair
+
+SHOWN = 5  # reasons against promise (a); --json has all
 
 
 class Report:
@@ -15,14 +19,16 @@ class Report:
     def __init__(
         self,
         pair: Pair,
-        exact: bool,
+        exactness: Exactness,
+        tax: Tax,
         prompt_lengths: list[int],
         tokens: int,
         compared: list[Compared],
         agreed: Agreement | None,
     ) -> None:
         self._pair = pair
-        self._exact = exact
+        self._exactness = exactness
+        self._tax = tax
         self._prompt_lengths = prompt_lengths
         self._tokens = tokens
         self._compared = compared
@@ -32,7 +38,7 @@ class Report:
     def holds(self) -> bool:
         """No difference where rows are computed alike, none beyond rounding elsewhere, mlx-lm agrees if asked."""
         parts = [part for compared in self._compared for part in compared.parts]
-        same = not parts if self._exact else not any(c.illegitimate for c in self._compared)
+        same = not parts if self._exactness.holds else not any(c.illegitimate for c in self._compared)
         return same and (self._agreed is None or self._agreed.passes)
 
     def as_json(self) -> dict[str, Any]:
@@ -40,7 +46,9 @@ class Report:
             "schema": 1,
             "model": self._pair.name,
             "holds": self.holds,
-            "promise": "a" if self._exact else "b",
+            "promise": self._exactness.promise,
+            "exactness": self._exactness.as_json(),
+            "exactness_tax": asdict(self._tax),
             "prompt_tokens": self._prompt_lengths,
             "tokens": self._tokens,
             "compared": [asdict(compared) for compared in self._compared],
@@ -53,16 +61,33 @@ class Report:
         lines = [
             f"{self._pair.name}: {len(self._prompt_lengths)} prompts x {self._tokens} tokens, contexts up to "
             f"{longest}, {past} the window of {window}",
-            "a row of a target pass is computed alike in passes of any size here: promise (a), bitwise equality"
-            if self._exact
-            else "a row of a target pass depends on the size of the pass here: promise (b), every token is drawn from "
-            "the target's own logits, near ties may fall either way",
+            *self._promise_lines(),
             *(self._compared_line(compared) for compared in self._compared),
             *self._flip_lines(),
             *self._agreement_lines(),
             "it holds" if self.holds else "it does NOT hold",
         ]
         return clean_for_terminal("\n".join(lines))
+
+    def _promise_lines(self) -> list[str]:
+        """Which promise holds, what stands against the stronger one, and what exactness costs."""
+        found = self._exactness
+        operations = sum(row.count for row in found.rows)
+        if found.holds:
+            said = (
+                f"all {operations:,} operations of a round compute a row alike in passes of any size here "
+                f"({found.backend}): promise (a), bitwise equality"
+            )
+            return [said, str(self._tax)]
+        against = found.why_not()
+        lines = [
+            f"a row of a target pass depends on the size of the pass here ({found.backend}): promise (b), every token "
+            "is drawn from the target's own logits, near ties may fall either way",
+            *(f"  {line}" for line in against[:SHOWN]),
+        ]
+        if len(against) > SHOWN:
+            lines.append(f"  and {len(against) - SHOWN} more; --json lists every operation")
+        return [*lines, str(self._tax)]
 
     def _compared_line(self, compared: Compared) -> str:
         same = (

@@ -59,11 +59,10 @@ def _run(pair: "Pair", count: int, tokens: int, against: str | None) -> "Report"
     from mlx_mtp.cli.proof import compare
     from mlx_mtp.cli.proof_prompts import proof_prompts
     from mlx_mtp.cli.proof_report import Report
-    from mlx_mtp.exactness import rows_are_invariant
     from mlx_mtp.sampling import Sampling
 
     prompts = proof_prompts(pair, count, tokens)
-    exact = rows_are_invariant(pair.target)
+    exactness, tax = pair.exactness(), pair.exactness_tax()
     samplings = {"greedy": Sampling(temperature=0.0), "model defaults": pair.sampling}
     progress = Progress(len(samplings) * count * (1 + len(DRAFTS)))
     compared: list[Compared] = []
@@ -88,7 +87,7 @@ def _run(pair: "Pair", count: int, tokens: int, against: str | None) -> "Report"
         assert pair.folder is not None, "load gives every pair its folder"
         say("teacher-forcing the greedy texts through mlx-lm ...")
         agreed = agreement(pair, pair.folder, prompts, greedy_texts)
-    return Report(pair, exact, [len(ids) for ids in prompts], tokens, compared, agreed)
+    return Report(pair, exactness, tax, [len(ids) for ids in prompts], tokens, compared, agreed)
 
 
 class Progress:

@@ -2,11 +2,11 @@
 
 import platform
 import subprocess
+from dataclasses import asdict
 
 import mlx.core as mx
 
 from mlx_mtp.dtypes import activation_dtype
-from mlx_mtp.exactness import rows_are_invariant
 from mlx_mtp.machine import free_bytes, pressure_level
 from mlx_mtp.report.activations import dtype_name
 from mlx_mtp.report.protocol import Deadline, Found
@@ -18,8 +18,6 @@ PMSET_SECONDS = 10
 
 def machine(setting: Setting, found: Found, deadline: Deadline) -> None:
     """The machine as it describes itself, without its name; nothing here identifies a person."""
-    from dataclasses import asdict
-
     found["machine"] = asdict(setting.machine)
     found["python"] = platform.python_version()
     found["versions"] = {finding.tested.package: finding.version for finding in find_versions()}
@@ -54,8 +52,13 @@ def _pmset(what: str) -> str:
 def exactness(setting: Setting, found: Found, deadline: Deadline) -> None:
     """Whether a row is computed alike in passes of every size, and whether MTP's text was that of plain decoding."""
     pair = setting.the_pair
-    found["rows_invariant"] = rows_are_invariant(pair.target)
-    found["promise"] = "a" if found["rows_invariant"] else "b"
+    derived, tax = pair.exactness(), pair.exactness_tax()
+    found["promise"], found["backend"] = derived.promise, derived.backend
+    found["rows_invariant"] = not derived.refuting
+    found["operations"] = sum(row.count for row in derived.rows)
+    found["against"] = [asdict(row) for row in (*derived.breaking, *derived.unknown)]
+    found["compared"] = {probed.what: probed.equal for probed in derived.probed}
+    found["tax"] = asdict(tax)
     if pair.drafter is None:
         return
     found["replies"], found["replies_equal"], found["first_differences"] = 0, 0, []
