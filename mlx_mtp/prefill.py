@@ -139,8 +139,8 @@ def _attention(
     """One K/V-owning layer's attention over a chunk: normed [M, H] -> [M, heads * D]."""
     layer, text, kernels = target.layers[i], target.text, target.prefill_kernels
     queries = queries_of(kernels, layer, normed, rotations[layer.kind], 1)
-    end = low + normed.shape[0]
     if layer.kind == SLIDING:
+        end = low + normed.shape[0]
         before = _window_before(text, kv[i], low)
         keys, values = _write(target, rotations, kv, i, normed, low)
         keys, values = (
@@ -148,8 +148,7 @@ def _attention(
         )
         return kernels.attend_tiled(queries, keys, values, low, end - keys.shape[2], text.sliding_window)
     _write(target, rotations, kv, i, normed, low)
-    keys, values = kv[i][0][:, :, :end], kv[i][1][:, :, :end]
-    return kernels.attend_tiled(queries, keys, values, low, 0, None)
+    return kernels.attend_tiled(queries, *kv[i], low, 0, None)
 
 
 def _window_before(

@@ -52,7 +52,8 @@ class Attend(Protocol):
 
 class AttendTiled(Protocol):
     """A prefill chunk: queries [1, heads, M, D] at positions first_query .. over keys and values [1, kv_heads, L, D] at
-    positions first_key .. -> [M, heads * D]; a query sees keys up to itself, at most the last `window` of them.
+    positions first_key .. -> [M, heads * D]; a query sees keys up to itself, at most the last `window` of them. Rows
+    behind the last query's position hold anything, NaN included.
     """
 
     def __call__(
@@ -67,9 +68,9 @@ class AttendTiled(Protocol):
 
 
 class HeadChoose(Protocol):
-    """hidden [B, M, H], the head's matrix, the softcap -> tokens [B, M] uint32, valid [B, M], as `sampling.choose`
-    would give for the logits, which are never all in memory. For classes without penalties and bias that are greedy
-    or have at most 64 candidates.
+    """hidden [B, M, H] of positions [B, M], the head's matrix, the softcap -> tokens [B, M] uint32, valid [B, M].
+
+    What `sampling.choose` would give for the logits, which are never all in memory; for classes `decided_by_best`.
     """
 
     def __call__(
@@ -77,6 +78,23 @@ class HeadChoose(Protocol):
         weight: "Weight",
         cap: float | None,
         hidden: mx.array,
+        positions: mx.array,
+        seed: mx.array,
+        sampling: dict[str, mx.array],
+        sampler: "SamplerClass",
+    ) -> tuple[mx.array, mx.array]: ...
+
+
+class CentroidChoose(Protocol):
+    """The same for a drafter's clustered head: centroids [C, H], members [C, S] token ids, table [V, H]."""
+
+    def __call__(
+        self,
+        centroids: "Weight",
+        members: mx.array,
+        top_k: int,
+        table: "Weight",
+        row: mx.array,
         positions: mx.array,
         seed: mx.array,
         sampling: dict[str, mx.array],
@@ -97,7 +115,8 @@ class Kernels:
     experts: Mixture = mixture
     attend: Attend = attend
     attend_tiled: AttendTiled = attend_tiled
-    head_choose: HeadChoose | None = None  # None: `project`, then `sampling.choose`
+    head_choose: HeadChoose | None = None  # None: all logits, then `sampling.choose`
+    centroid_choose: CentroidChoose | None = None
 
 
 STOCK = Kernels()
