@@ -35,8 +35,8 @@ TILES = Kernel(
     const size_t at = (size_t(position) * sizes[3] + head * GQA) * D;
     const size_t buffer = size_t(head) * sizes[2] * D;
     attend_tile<D, GQA, LEAVES>(
-        queries + at, keys + buffer, values + buffer, rows, low % GQA, count, sizes[3], out + at, staged, weights, peaks,
-        totals, keep, take, thread_index_in_simdgroup, simdgroup_index_in_threadgroup);
+        queries + at, keys + buffer, values + buffer, rows, low % GQA, count, sizes[3], out + at, staged, weights,
+        peaks, totals, keep, take, thread_index_in_simdgroup, simdgroup_index_in_threadgroup);
 """,
     indexed=("sizes",),
 )
