@@ -25,11 +25,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if device != "auto":
         mx.set_default_device(mx.Device(DEVICES[device]))
     config.stash[HOME] = tempfile.TemporaryDirectory(prefix="mlx-mtp-tests-")
-    home = Path(config.stash[HOME].name)
+    settle_in(Path(config.stash[HOME].name))
+
+
+def settle_in(home: Path) -> None:
+    """Make `home` the place of records and kept copies, here and in processes started from here."""
     os.environ["XDG_DATA_HOME"] = str(home / "data")
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     if sys.platform == "darwin":  # where platformdirs asks for the home folder alone
         os.environ["HOME"] = str(home)
+
+
+@pytest.fixture(autouse=True)
+def own_home(request: pytest.FixtureRequest) -> None:
+    """No test sees which model another one used last."""
+    settle_in(Path(tempfile.mkdtemp(dir=request.config.stash[HOME].name)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
