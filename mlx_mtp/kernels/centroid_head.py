@@ -67,7 +67,7 @@ def centroid_head(
     sampling: dict[str, mx.array],
     sampler: SamplerClass,
 ) -> tuple[mx.array, mx.array]:
-    """row [B, 1, H], centroids [C, H], members [C, S] token ids, table [V, H], positions [B, 1] -> tokens, valid [B, 1].
+    """row [B, 1, H], centroids [C, H], members [C, S] token ids, table [V, H] -> tokens and valid, both [B, 1].
 
     Raises KernelError where `unsupported` has a reason.
     """

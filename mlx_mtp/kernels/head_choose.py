@@ -1,4 +1,4 @@
-"""The output head and the choice of a token in two launches, without a row's logits in memory (metal/head_choose.metal)."""
+"""The output head and the choice of a token in two launches; a row's logits are never all in memory (head_choose.metal)."""
 
 import functools
 import math

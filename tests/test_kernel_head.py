@@ -1,0 +1,243 @@
+"""head_choose: the token of `sampling.choose` from the head's product, without a row of logits in memory."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from head_cases import GEMMA, GREEDY, NARROW, choice_of, head_with, rows_of
+from mlx_mtp.errors import KernelError
+from mlx_mtp.kernels.choose import choose_of_lists
+from mlx_mtp.kernels.head_choose import PART, best_of_parts, head_choose, reference, unsupported
+from mlx_mtp.kernels.verify_gemm import verify_gemm
+from mlx_mtp.kernels.verify_qmm import verify_qmm
+from mlx_mtp.sampling import Sampling, choose, sampler_class
+from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
+from qmm_cases import quantised
+
+CAP = 30.0
+BATCHES = {"greedy": [GREEDY], "gemma": [GEMMA], "mixed": [NARROW, GREEDY, GEMMA]}
+REAL_DEPTHS = (256, 1024, 1536, 2560, 2816, 3840, 5376)  # drafters' and targets' widths
+
+
+def matrix(columns: int, depth: int, bits: int, *, seed: int, dtype: mx.Dtype = mx.bfloat16) -> Weight:
+    if bits == 16:
+        return DenseWeight(mx.random.normal((columns, depth), key=mx.random.key(seed)).astype(dtype))
+    return quantised(columns, depth, seed=seed, bits=bits, dtype=dtype)
+
+
+def items(weight: Weight, cap: float | None, x: mx.array, choice, tile: int | None = None) -> np.ndarray:
+    return np.array(best_of_parts(weight, cap, x, choice.sampling, choice.sampler, tile))
+
+
+def decoded(lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Items -> the logits they rank by and token ids."""
+    order = (lists >> np.uint64(32)).astype(np.uint32)
+    bits = np.where(order >> 31, order ^ np.uint32(1 << 31), ~order)
+    return bits.view(np.float32), ~lists.astype(np.uint32)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("bits, dtype", [(4, mx.bfloat16), (8, mx.float16), (16, mx.bfloat16)])
+def test_tokens_are_those_of_the_reference(metal, batch, bits, dtype):
+    """A ragged vocabulary, several rows a member, and members that choose differently."""
+    metal.settings(check=True)
+    samplings = BATCHES[batch]
+    weight = matrix(1300, 128, bits, seed=1, dtype=dtype)
+    x = rows_of(len(samplings), 3, 128, seed=2, dtype=dtype)
+    choice = choice_of(samplings, 3, seed=3, vocab_size=1300)
+    tokens, valid = head_choose(weight, CAP, x, *choice)
+    expected, all_valid = reference(weight, CAP, x, *choice)
+    assert tokens.tolist() == expected.tolist()
+    assert valid.tolist() == all_valid.tolist() == [[True] * 3] * len(samplings)
+    assert len(metal.launches) == 2
+    assert [metal.lint(launch.kernel) for launch in metal.launches] == [[], []]
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_logits_have_the_bits_of_the_product(metal, bits):
+    """What the lists rank by, against verify_qmm and verify_gemm on the same rows: best 64 of each part, sorted."""
+    weight = matrix(2 * PART + 100, 192, bits, seed=4)
+    x = rows_of(1, 5, 192, seed=5, dtype=mx.bfloat16)
+    choice = choice_of([Sampling(1.0, top_k=64)], 5, seed=6, vocab_size=weight.shape[0])
+    logits, ids = decoded(items(weight, None, x, choice))
+    product = verify_qmm(weight, x) if isinstance(weight, QuantizedWeight) else verify_gemm(weight, x)
+    full = np.array(product.astype(mx.float32))[0]
+    for row in range(5):
+        for part in range(3):
+            own = full[row, part * PART : (part + 1) * PART]
+            best = np.argsort(-own, kind="stable")[:64]  # equal logits: the lower id first
+            assert ids[row, part].tolist() == (best + part * PART).tolist()
+            assert logits[row, part].tolist() == own[best].tolist()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, NARROW])
+def test_a_row_does_not_depend_on_its_company(metal, sampling):
+    """Every number of rows up to 9, every tile, every batch: the same items, bit for bit."""
+    weight = quantised(700, 96, seed=7, group=32)
+    x = rows_of(2, 9, 96, seed=8, dtype=mx.bfloat16)
+    choice = choice_of([sampling] * 2, 9, seed=9, vocab_size=700)
+    whole = items(weight, CAP, x, choice).reshape(2, 9, -1)
+    tokens, _ = head_choose(weight, CAP, x, *choice)
+    for tile in (1, 2, 7, 12):
+        assert np.array_equal(items(weight, CAP, x, choice, tile).reshape(2, 9, -1), whole)
+    for member, row in ((0, 0), (0, 8), (1, 3)):
+        part = choice.part(member, row)
+        own = x[member : member + 1, row : row + 1]
+        assert np.array_equal(items(weight, CAP, own, part).ravel(), whole[member, row])
+        assert head_choose(weight, CAP, own, *part)[0].item() == tokens[member, row].item()
+    for rows in range(2, 9):
+        assert np.array_equal(
+            items(weight, CAP, x[:1, :rows], choice)[:, :].reshape(rows, -1), whole[0, :rows]
+        )
+
+
+@pytest.mark.parametrize("order", ["reverse", "random"])
+def test_no_order_of_threads_changes_a_token(metal, order):
+    weight = matrix(1100, 64, 4, seed=10)
+    x = rows_of(1, 2, 64, seed=11, dtype=mx.bfloat16)
+    choice = choice_of([GEMMA], 2, seed=12, vocab_size=1100)
+    tokens, _ = head_choose(weight, CAP, x, *choice)
+    for seed in range(3):
+        with metal.run(order=order, seed=seed):
+            assert head_choose(weight, CAP, x, *choice)[0].tolist() == tokens.tolist()
+
+
+def test_draws_are_those_of_choose_at_many_positions(metal):
+    """The same noise and the same filters: 600 positions over the same logits, three settings."""
+    rng = np.random.default_rng(13)
+    weight, row = head_with(rng.normal(0, 1, 1024).astype(np.float32))
+    x = mx.broadcast_to(row, (3, 200, 32))
+    samplings = [
+        Sampling(1.3, top_k=64),
+        Sampling(0.9, top_k=40, top_p=0.8),
+        Sampling(2.0, top_k=9, min_p=0.1),
+    ]
+    choice = choice_of(samplings, 200, seed=14, vocab_size=1024)
+    tokens, _ = head_choose(weight, None, x, *choice)
+    expected, _ = choose(verify_gemm(weight, x), *choice)
+    assert tokens.tolist() == expected.tolist()
+    assert min(len(set(own)) for own in tokens.tolist()) > 3
+
+
+def test_equal_logits_go_to_the_lower_id(metal):
+    """In a list's edge, between lists, and for the greedy choice; 0 equals -0."""
+    logits = np.full(3 * PART, -1.0, np.float32)
+    logits[[5, 700, 1400]] = 2.0
+    logits[20:120] = 1.0
+    logits[30] = 1.0
+    weight, x = head_with(logits)
+    greedy = choice_of([GREEDY], 1, seed=15, vocab_size=len(logits))
+    assert head_choose(weight, None, x, *greedy)[0].item() == 5
+    drawn = choice_of([Sampling(1.0, top_k=64)], 1, seed=15, vocab_size=len(logits))
+    _, ids = decoded(items(weight, None, x, drawn))
+    assert ids[0, 0].tolist() == [5, *range(20, 83)]
+    weight, x = head_with(np.where(np.arange(600) == 300, 0.0, -0.0).astype(np.float32))
+    assert head_choose(weight, None, x, *choice_of([GREEDY], 1, seed=16, vocab_size=600))[0].item() == 0
+
+
+@pytest.mark.parametrize("spread", [1, 8, 64, 512])
+def test_the_best_64_are_found_wherever_they_lie(metal, spread):
+    """All in one part, or one in each: what the merge may leave out it must not need."""
+    logits = np.random.default_rng(17).normal(0, 1e-3, 63 * spread + PART).astype(np.float32)
+    best = np.arange(64) * spread
+    logits[best] = 25 + 0.01 * np.random.default_rng(18).permutation(64)
+    weight, x = head_with(logits)
+    x = mx.broadcast_to(x, (1, 12, 32))
+    choice = choice_of([Sampling(1.0, top_k=64)], 12, seed=19, vocab_size=len(logits))
+    tokens, _ = head_choose(weight, None, x, *choice)
+    expected, _ = choose(verify_gemm(weight, x), *choice)
+    assert tokens.tolist() == expected.tolist()
+    assert set(tokens[0].tolist()) <= set(best.tolist()) and len(set(tokens[0].tolist())) > 5
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, GEMMA])
+@pytest.mark.parametrize("logit, others", [(np.nan, 0.0), (np.inf, 0.0), (-np.inf, -np.inf)])
+def test_a_row_with_nothing_sound_to_choose_is_not_valid(metal, sampling, logit, others):
+    logits = np.full(600, others, np.float32)
+    logits[599] = logit
+    weight, x = head_with(logits)
+    # 0 * inf would be NaN in every product: the row has a single value.
+    weight = DenseWeight(mx.array(np.repeat(logits[:, None], 32, axis=1)))
+    x = mx.full((1, 1, 32), 1.0)
+    choice = choice_of([sampling], 1, seed=20, vocab_size=600)
+    assert head_choose(weight, None, x, *choice)[1].tolist() == [[False]]
+    logits = np.zeros(600, np.float32)
+    logits[7] = -np.inf
+    weight = DenseWeight(mx.array(np.repeat(logits[:, None], 32, axis=1)))
+    assert head_choose(weight, None, x, *choice)[1].tolist() == [[True]]
+
+
+def test_weights_are_read_once_and_logits_are_not_written(metal):
+    """Eight rows read what one reads; what is written is the lists, a fraction of the logits."""
+    weight = quantised(2048, 256, seed=21)
+    choice = choice_of([GEMMA], 8, seed=22, vocab_size=2048)
+    x = rows_of(1, 8, 256, seed=23, dtype=mx.bfloat16)
+    read = []
+    for rows in (1, 8):
+        metal.reset()
+        with metal.run(count=True):
+            head_choose(weight, CAP, x[:, :rows], choice.positions[:, :rows], *choice[1:])
+        counts = metal.counts["head_qmm"]
+        parts = [counts.read[name].by_threadgroup for name in ("words", "scales", "biases")]
+        read.append(sum(parts))
+        assert counts.read["words"].distinct == counts.read["words"].requested == weight.weight.nbytes
+        assert counts.written["items"].distinct == rows * 4 * 64 * 8
+        assert counts.threadgroups == 4
+    assert read[1] <= 1.02 * read[0]
+
+
+def test_what_it_does_not_compute_is_said_and_refused(metal):
+    weight = quantised(256, 64, seed=24)
+    plain, x = sampler_class([GREEDY]), rows_of(1, 1, 64, seed=25, dtype=mx.bfloat16)
+    assert unsupported(weight, mx.bfloat16, plain) is None
+    penalties = sampler_class([Sampling(0.0, repetition_penalty=1.1)])
+    assert "penalties" in str(unsupported(weight, mx.bfloat16, penalties))
+    assert "bias" in str(
+        unsupported(weight, mx.bfloat16, sampler_class([Sampling(0.0, logit_bias={1: 2.0})]))
+    )
+    assert "64 candidates" in str(unsupported(weight, mx.bfloat16, sampler_class([Sampling(1.0)])))
+    assert "32" in str(unsupported(quantised(32, 64, seed=26), mx.bfloat16, plain))
+    assert "no kernel" in str(unsupported(quantised(256, 64, seed=27, bits=2), mx.bfloat16, plain))
+    choice = choice_of([Sampling(1.0)], 1, seed=28, vocab_size=256)
+    with pytest.raises(KernelError, match="64 candidates"):
+        head_choose(weight, None, x, *choice)
+    greedy = choice_of([GREEDY], 1, seed=28, vocab_size=256)
+    with pytest.raises(KernelError, match="64 values"):
+        head_choose(weight, None, x[..., :32], *greedy)
+    with pytest.raises(KernelError, match="tile"):
+        head_choose(weight, None, x, *greedy, tile=13)
+    assert metal.launches == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", REAL_DEPTHS)
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_real_depths_for_every_number_of_rows(metal, depth, bits):
+    """Cut vocabularies, ragged; 1 to 72 rows, each with the bits it has alone."""
+    weight = matrix(PART + 77, depth, bits, seed=29)
+    counts = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 20, 40, 72)
+    x = rows_of(1, 72, depth, seed=30, dtype=mx.bfloat16)
+    for sampling in (GREEDY, GEMMA):
+        choice = choice_of([sampling], 72, seed=31, vocab_size=weight.shape[0])
+        expected, _ = reference(weight, CAP, x, *choice)
+        alone = [items(weight, CAP, x[:, row : row + 1], choice)[0] for row in (0, 1, 8, 15, 16, 39, 71)]
+        for rows in counts:
+            lists = items(weight, CAP, x[:, :rows], choice)
+            for row, own in zip((0, 1, 8, 15, 16, 39, 71), alone, strict=True):
+                if row < rows:
+                    assert np.array_equal(lists[row], own)
+        tokens, _ = choose_of_lists(mx.array(lists), *choice)
+        # The reference adds in another order: a token may differ where two logits are a rounding apart.
+        assert (tokens == expected).sum().item() >= 70
+
+
+@pytest.mark.slow
+def test_the_real_vocabulary(metal):
+    """512 lists of a row, as many as the merge takes."""
+    weight = quantised(262_144, 256, seed=32)
+    x = rows_of(1, 4, 256, seed=33, dtype=mx.bfloat16)
+    for sampling in (GREEDY, GEMMA):
+        choice = choice_of([sampling], 4, seed=34, vocab_size=262_144)
+        assert (
+            head_choose(weight, CAP, x, *choice)[0].tolist() == reference(weight, CAP, x, *choice)[0].tolist()
+        )
