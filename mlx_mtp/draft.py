@@ -22,9 +22,28 @@ def draft(
     counts = None if state.counts is None else state.counts[:, None]
     for step in range(1, k + 1):
         row = draft_hidden(drafter, embed(target, token), hidden, view)
-        logits, ids = draft_logits(drafter, row)
-        positions = state.length[:, None] + step
-        token, _ = choose(logits, positions, state.seed, state.sampling, sampler, ids=ids, counts=counts)
+        token = _choose(drafter, row, state.length[:, None] + step, state, sampler, counts)
         drafts.append(token)
         hidden = next_hidden(drafter, row)
     return mx.concatenate(drafts, axis=1)
+
+
+def _choose(
+    drafter: Drafter,
+    row: mx.array,
+    positions: mx.array,
+    state: State,
+    sampler: SamplerClass,
+    counts: mx.array | None,
+) -> mx.array:
+    """The drafter's row [B, 1, H] -> its token [B, 1]."""
+    kernels, head = drafter.kernels, drafter.centroid_head
+    how = (positions, state.seed, state.sampling, sampler)
+    if sampler.decided_by_best and head is None and kernels.head_choose is not None:
+        return kernels.head_choose(drafter.embedding, None, row, *how)[0]
+    if sampler.decided_by_best and head is not None and kernels.centroid_choose is not None:
+        return kernels.centroid_choose(
+            head.centroids, head.members, head.top_k, drafter.embedding, row, *how
+        )[0]
+    logits, ids = draft_logits(drafter, row)
+    return choose(logits, *how, ids=ids, counts=counts)[0]

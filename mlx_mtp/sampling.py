@@ -71,6 +71,11 @@ class SamplerClass:
     penalties: bool
     bias: bool
 
+    @property
+    def decided_by_best(self) -> bool:
+        """Whether the MAX_CANDIDATES largest logits are all that a choice depends on."""
+        return (self.greedy or self.candidates) and not self.penalties and not self.bias
+
 
 def sampler_class(rows: list[Sampling]) -> SamplerClass:
     """The cheapest class that serves all rows of a batch."""

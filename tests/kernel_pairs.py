@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mlx_mtp.config import FULL, SLIDING
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
 from mlx_mtp.drafter import make_drafter
 from mlx_mtp.kernels import chooser
@@ -24,7 +25,12 @@ GROUP = 64
 # No width is a multiple of 512, as in 26B-A4B and 31B; heads are Gemma's: 256 in sliding layers, 512 in full ones.
 SHAPES: dict[str, dict[str, Any]] = {
     "e2b": {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 8, "num_key_value_heads": 1},
-    "31b": {"hidden_size": 320, "intermediate_size": 448},
+    "31b": {
+        "hidden_size": 320,
+        "intermediate_size": 448,
+        "layer_types": [SLIDING, FULL, SLIDING, FULL],
+        "num_hidden_layers": 4,
+    },
     "a4b": {
         "hidden_size": 192,
         "intermediate_size": 320,
@@ -35,7 +41,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 KINDS = tuple(SHAPES)
 HEADS = {"head_dim": 256, "global_head_dim": 512}
-DRAFTER_SHAPE = {"hidden_size": 128, "intermediate_size": 192}
+DRAFTER_SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
+    "num_hidden_layers": 4,
+}
 
 
 def quantised_pair(kind: str, *, dtype: mx.Dtype = mx.float32, seed: int = 7) -> Pair:

@@ -1,7 +1,6 @@
 """Which operations our kernels compute, and the reason why stock MLX computes the others."""
 
 import functools
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -12,21 +11,19 @@ import test_structure
 from kernel_pairs import KINDS, chosen, on_kernels, quantised_pair
 from mlx_mtp import generate
 from mlx_mtp.errors import KernelError
-from mlx_mtp.kernels import chooser, source
+from mlx_mtp.kernels import centroid_head, chooser, dispatch, head_choose, source
 from mlx_mtp.kernels.chooser import NO_METAL, UNTESTED, Choice, Verdict, choose_kernels
 from mlx_mtp.kernels.launch import Kernel
-from mlx_mtp.kernels.operations import Operation, Projected, operations_of
+from mlx_mtp.kernels.operations import Clustered, Operation, Projected, operation_of, operations_of
 from mlx_mtp.kernels.table import STOCK
 from mlx_mtp.pair import Pair
 from mlx_mtp.state import State, new_kv
 from mlx_mtp.target import logits_of
 from mlx_mtp.verify import verify
-from mlx_mtp.weights import DenseWeight
+from mlx_mtp.weights import DenseWeight, Weight
 from pairs import golden_pair
 
 PASSED = Verdict(True, "equal, and 1.9x as fast at 4 rows")
-
-WITHOUT_KERNEL = ("attend_tiled",)
 
 pair_of = functools.cache(quantised_pair)
 
@@ -36,11 +33,10 @@ def choose(pair: Pair, verdicts: dict[Operation, Verdict], *, has_metal: bool = 
 
 
 def reasons(choice: Choice) -> dict[str, set[str]]:
-    """By what computes: the reasons, except for what no kernel of ours computes yet."""
+    """By what computes: the reasons."""
     found: dict[str, set[str]] = {}
     for row in choice.rows:
-        if row.operation.name not in WITHOUT_KERNEL:
-            found.setdefault(row.by, set()).add(row.reason)
+        found.setdefault(row.by, set()).add(row.reason)
     return found
 
 
@@ -65,8 +61,7 @@ def test_a_kernel_that_failed_or_lost_is_not_used_and_says_so() -> None:
     verdicts[operations[0]] = Verdict(False, "slower at 1 row")
     rows = {row.operation: row for row in choose(pair, verdicts).rows}
     assert (rows[operations[0]].by, rows[operations[0]].reason) == ("stock", "slower at 1 row")
-    others = [row for row in rows.values() if row.operation.name not in WITHOUT_KERNEL][1:]
-    assert {row.by for row in others} == {"ours"}
+    assert {row.by for operation, row in rows.items() if operation != operations[0]} == {"ours"}
 
 
 def test_what_no_kernel_supports_is_stock_and_says_why() -> None:
@@ -85,26 +80,41 @@ def test_what_no_kernel_supports_is_stock_and_says_why() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_operation_of_a_round_is_in_the_table(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call that a prefill and a round make through `kernels` finds its row: nothing is stock by oversight."""
-    asked: Counter[Operation] = Counter()
-    sound = chooser.operation_of
+    asked: set[Operation] = set()
 
     def noted(name: str, subject: Any) -> Operation:
-        operation = sound(name, subject)
-        asked[operation] += 1
-        return operation
+        asked.add(operation_of(name, subject))
+        return operation_of(name, subject)
 
-    references = {key: family._replace(kernel=family.reference) for key, family in chooser.FAMILIES.items()}
+    def head(weight: Weight, cap: float | None, hidden: mx.array, *rest: Any) -> Any:
+        noted("head_choose", Projected(weight, hidden.dtype))
+        return head_choose.reference(weight, cap, hidden, *rest)
+
+    def clusters(centroids: Any, members: mx.array, top_k: int, table: Any, row: mx.array, *rest: Any) -> Any:
+        noted("centroid_choose", Clustered(centroids, members, top_k, table, row.dtype))
+        return centroid_head.reference(centroids, members, top_k, table, row, *rest)
+
+    own = {"head_choose": head, "centroid_choose": clusters}
+    references = {
+        key: family._replace(kernel=own.get(key[0], family.reference))
+        for key, family in chooser.FAMILIES.items()
+    }
     monkeypatch.setattr(chooser, "FAMILIES", references)
-    monkeypatch.setattr(chooser, "operation_of", noted)
+    monkeypatch.setattr(dispatch, "operation_of", noted)
     pair = on_kernels(pair_of(kind))
     generate(pair, list(range(3, 24)), max_tokens=4, num_draft_tokens=2)
     table = {row.operation for row in pair.kernel_table if row.by == "ours"}
-    routers = {
-        sound("project", Projected(layer.experts.router, pair.target.dtype))
-        for layer in pair.target.layers
-        if layer.experts is not None  # the kernel multiplies by it itself
-    }
-    assert set(asked) == table - routers
+    assert asked <= table
+    assert table - asked == multiplied_elsewhere(pair)
+
+
+def multiplied_elsewhere(pair: Pair) -> set[Operation]:
+    """Matrices that kernels for more than a product take over: routers and the drafter's head."""
+    assert pair.drafter is not None
+    head = pair.drafter.centroid_head
+    weights = [pair.drafter.embedding if head is None else head.centroids]
+    weights += [layer.experts.router for layer in pair.target.layers if layer.experts is not None]
+    return {operation_of("project", Projected(weight, pair.target.dtype)) for weight in weights}
 
 
 def test_arguments_that_the_race_chose_reach_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +143,7 @@ def test_other_kernels_leave_the_pair_as_it_was_and_trace_rounds_anew() -> None:
     other = pair.with_kernels(chosen(pair))
     assert pair.target.kernels == STOCK and pair.kernel_table == ()
     assert other.target.kernels != STOCK and other.drafter is not None
-    assert other.drafter.kernels is other.target.kernels
+    assert other.drafter.kernels != STOCK and other.target.prefill_kernels != STOCK
     assert other.rounds is not pair.rounds and other.rounds.target is other.target
     assert other.rounds.compiled == pair.rounds.compiled
 

@@ -17,14 +17,16 @@ from mlx_mtp.target import Target
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
 PROJECT, EXPERTS, ATTEND, ATTEND_TILED = "project", "experts", "attend", "attend_tiled"
+HEAD_CHOOSE, CENTROID_CHOOSE = "head_choose", "centroid_choose"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What a kernel computes, in which sizes, on which format.
 
-    shape: project (K, N); experts (H, width of an expert, experts, top_k); attend and attend_tiled (heads, kv_heads,
-    head_dim, window or 0). format: of the weights, then the activations' type.
+    shape: project and head_choose (K, N); experts (H, width of an expert, experts, top_k); attend and attend_tiled
+    (heads, kv_heads, head_dim, window or 0); centroid_choose (H, clusters, tokens of one, top_k). format: of the
+    weights, then the activations' type.
     """
 
     name: str
@@ -57,7 +59,17 @@ class Routed(NamedTuple):
     dtype: mx.Dtype
 
 
-Subject = Projected | Routed | AttentionShape  # one example of what an Operation stands for
+class Clustered(NamedTuple):
+    """A drafter's clustered head with the type of its rows."""
+
+    centroids: Weight
+    members: mx.array
+    top_k: int
+    table: Weight
+    dtype: mx.Dtype
+
+
+Subject = Projected | Routed | AttentionShape | Clustered  # one example of what an Operation stands for
 
 
 def operations_of(target: Target, drafter: Drafter | None) -> dict[Operation, Subject]:
@@ -69,10 +81,16 @@ def operations_of(target: Target, drafter: Drafter | None) -> dict[Operation, Su
     subjects += [
         (EXPERTS, Routed(layer.experts, dtype)) for layer in target.layers if layer.experts is not None
     ]
-    for name in (ATTEND, ATTEND_TILED):
-        subjects += [(name, shape) for shape in attention_shapes(target.text, target.text, dtype)]
+    own = attention_shapes(target.text, target.text, dtype)
+    subjects += [(ATTEND, shape) for shape in own.values()]
+    # In a prefill the last layer with K/V of its own, and those after it, compute one row only.
+    tiled = set(target.text.layer_types[: target.text.first_shared_layer - 1])
+    subjects += [(ATTEND_TILED, shape) for kind, shape in own.items() if kind in tiled]
+    subjects.append((HEAD_CHOOSE, Projected(target.embedding, dtype)))
     if drafter is not None:
-        subjects += [(ATTEND, shape) for shape in attention_shapes(target.text, drafter.text, dtype)]
+        theirs = attention_shapes(target.text, drafter.text, dtype)
+        subjects += [(ATTEND, shape) for shape in theirs.values()]
+        subjects.append(head_of(drafter, dtype))
     found: dict[Operation, Subject] = {}
     for name, subject in subjects:
         found.setdefault(operation_of(name, subject), subject)
@@ -92,9 +110,20 @@ def operation_of(name: str, subject: Subject) -> Operation:
         form = forms[1] if len(set(forms[1:])) == 1 else ", ".join(forms[1:])
         form += f", router {forms[0]}"
         shape = (hidden, width, count, experts.top_k)
+    elif isinstance(subject, Clustered):
+        form = f"{format_of(subject.centroids)}, table {format_of(subject.table)}"
+        shape = (subject.centroids.shape[1], *subject.members.shape, subject.top_k)
     else:
         form, shape = "K/V", (*subject[:3], subject.window or 0)
     return Operation(name, shape, f"{form}, {_name(subject.dtype)}")
+
+
+def head_of(drafter: Drafter, dtype: mx.Dtype) -> tuple[str, Subject]:
+    """How the drafter's head chooses a token."""
+    head = drafter.centroid_head
+    if head is None:
+        return HEAD_CHOOSE, Projected(drafter.embedding, dtype)
+    return CENTROID_CHOOSE, Clustered(head.centroids, head.members, head.top_k, drafter.embedding, dtype)
 
 
 def format_of(weight: Weight) -> str:
@@ -104,13 +133,15 @@ def format_of(weight: Weight) -> str:
     return str(QuantFormat(weight.bits, weight.group_size, weight.mode))
 
 
-def attention_shapes(target: TextConfig, reader: TextConfig, dtype: mx.Dtype) -> list[AttentionShape]:
+def attention_shapes(target: TextConfig, reader: TextConfig, dtype: mx.Dtype) -> dict[str, AttentionShape]:
     """How `reader`'s heads look at the target's K/V, by attention type."""
     windows = {SLIDING: target.sliding_window, FULL: None}
-    return [
-        AttentionShape(reader.num_heads, reader.kv_heads_of(kind), reader.head_dim_of(kind), window, dtype)
+    return {
+        kind: AttentionShape(
+            reader.num_heads, reader.kv_heads_of(kind), reader.head_dim_of(kind), window, dtype
+        )
         for kind, window in windows.items()
-    ]
+    }
 
 
 def _projected(target: Target, drafter: Drafter | None) -> Iterator[Weight]:

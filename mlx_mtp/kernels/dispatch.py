@@ -1,0 +1,92 @@
+"""Operations that take one of our kernels or stock MLX, by the shape and format of what they are called with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_mtp.attention import Sight, attend, attend_tiled
+from mlx_mtp.kernels.operations import (
+    ATTEND,
+    ATTEND_TILED,
+    EXPERTS,
+    PROJECT,
+    AttentionShape,
+    Operation,
+    Projected,
+    Routed,
+    operation_of,
+)
+from mlx_mtp.kernels.table import Attend, AttendTiled, Mixture, Project
+from mlx_mtp.layers import Experts, mixture
+from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class _Projects:
+    """`project` by matrix; what is no plain weight (a measurement's stand-in) multiplies by itself."""
+
+    ours: Mapping[Operation, Project]
+
+    def __call__(self, weight: Weight, x: mx.array) -> mx.array:
+        if isinstance(weight, DenseWeight | QuantizedWeight):
+            kernel = self.ours.get(operation_of(PROJECT, Projected(weight, x.dtype)))
+            if kernel is not None:
+                return kernel(weight, x)
+        return weight.project(x)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixtures:
+    """`experts` by layer."""
+
+    ours: Mapping[Operation, Mixture]
+
+    def __call__(self, experts: Experts, x: mx.array, eps: float, project: Project) -> mx.array:
+        operation = operation_of(EXPERTS, Routed(experts, x.dtype))
+        return self.ours.get(operation, mixture)(experts, x, eps, project)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attends:
+    """`attend` by heads and window."""
+
+    ours: Mapping[Operation, Attend]
+
+    def __call__(self, queries: mx.array, keys: mx.array, values: mx.array, sight: Sight) -> mx.array:
+        operation = operation_of(ATTEND, _shape(queries, keys, sight.window))
+        return self.ours.get(operation, attend)(queries, keys, values, sight)
+
+
+@dataclass(frozen=True, slots=True)
+class _AttendsTiled:
+    """`attend_tiled` by heads and window."""
+
+    ours: Mapping[Operation, AttendTiled]
+
+    def __call__(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        first_query: int,
+        first_key: int,
+        window: int | None,
+    ) -> mx.array:
+        operation = operation_of(ATTEND_TILED, _shape(queries, keys, window))
+        kernel = self.ours.get(operation, attend_tiled)
+        return kernel(queries, keys, values, first_query, first_key, window)
+
+
+def _shape(queries: mx.array, keys: mx.array, window: int | None) -> AttentionShape:
+    _, heads, _, dim = queries.shape
+    return AttentionShape(heads, keys.shape[1], dim, window, queries.dtype)
+
+
+DISPATCH: dict[str, Callable[[Any], Any]] = {
+    PROJECT: _Projects,
+    EXPERTS: _Mixtures,
+    ATTEND: _Attends,
+    ATTEND_TILED: _AttendsTiled,
+}
