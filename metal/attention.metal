@@ -36,6 +36,9 @@ struct Rows {
     return sees(0, high) && sees(count - 1, low);
   }
   int slot(int key) const thread { return ring > 0 ? key % ring : key - origin; }
+  int slot_behind(int slot, int keys) const thread {  // of a key at most LEAF further on, without a division
+    return ring > 0 && slot + keys >= ring ? slot + keys - ring : slot + keys;
+  }
 };
 
 METAL_FUNC float scale_between(float from, float to) { return from == to ? 1.0f : precise::exp(from - to); }

@@ -64,12 +64,16 @@ METAL_FUNC void attend_leaf(
   }
   const int column = (simd * 32 + lane) * columns;
   float own[LEAF][columns];  // asked for before the keys are waited for
+  const int slot = rows.slot(leaf * LEAF);
   for (int i = 0; i < LEAF; i++) {
-    const int key = leaf * LEAF + i;
-    const bool read = rows.live(key) && column < D;
-    const device T* from = values + size_t(rows.slot(key)) * D + column;
-    for (int c = 0; c < columns; c++) {
-      own[i][c] = read ? float(from[c]) : 0.0f;
+    const bool read = rows.live(leaf * LEAF + i) && column < D;
+    const device T* from = values + size_t(rows.slot_behind(slot, i)) * D + column;
+    if (columns == 2) {
+      const vec<T, 2> two = read ? *(const device vec<T, 2>*)from : vec<T, 2>(T(0));
+      own[i][0] = float(two[0]);
+      own[i][columns - 1] = float(two[1]);
+    } else {
+      own[i][0] = read ? float(*from) : 0.0f;
     }
   }
   const bool edge = !rows.all_see(leaf * LEAF, leaf * LEAF + LEAF - 1);

@@ -205,10 +205,10 @@ def _misfit(queries: mx.array, keys: mx.array, values: mx.array, sight: Sight) -
     if sight.first.shape != (batch,) or sight.first.dtype != mx.int32 or not positions:
         return f"positions must be one int32 for each of {batch} rows, got {sight.first.dtype} {sight.first.shape}"
     held = keys.shape[2]
-    if sight.window is not None and held < sight.window + positions - 1:
-        return f"a ring of {held} rows cannot hold a window of {sight.window} for {positions} rows"
-    if sight.window is None and held < sight.bucket:
-        return f"buffers of {held} rows are shorter than the bucket of {sight.bucket}"
+    needed = sight.bucket if sight.window is None else max(LEAF, sight.window + positions - 1)
+    if held < needed:
+        window = "" if sight.window is None else f" for a window of {sight.window} and {positions} rows"
+        return f"buffers must have at least {needed} rows{window}, got {held}"
     return None
 
 
