@@ -91,7 +91,9 @@ def cache_folder() -> Path:
     if folder.stat().st_uid != os.getuid():
         raise RuntimeError(f"{folder} belongs to another user: remove it, or set TMPDIR")
     for old in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a run beside this one puts its objects in place and tidies too
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # a run beside this one puts its objects in place and tidies too
             if old.is_file() and time.time() - old.stat().st_mtime > KEPT_SECONDS:
                 old.unlink()
     return folder

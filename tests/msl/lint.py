@@ -35,7 +35,9 @@ def threadgroup_variables(kernel: KernelText) -> list[str]:
         declared = text[match.end() : text.index(";", match.end())]
         if not is_pointer(declared):
             line = text.count("\n", 0, match.end()) + 1
-            found.append(f"line {line}: threadgroup variable outside the kernel: {' '.join(declared.split())}")
+            found.append(
+                f"line {line}: threadgroup variable outside the kernel: {' '.join(declared.split())}"
+            )
     return found
 
 

@@ -79,7 +79,7 @@ def attribute(name: str) -> str:
 def lower(source: Signature, with_entry: bool = True) -> str:
     """The C++ text of one kernel; without the entry (which casts address spaces away) for the lint."""
     text = without_comments(source.text)
-    text = re.sub(r"\ntemplate \[\[host_name\([^\n]*\n", "\n", text)
+    text = re.sub(r"\[\[(host_name\([^\n]*?\)|kernel|buffer\(\d+\))\]\]", "", text)
     text = with_static_threadgroup_memory(text)
     arguments = [argument(place, parameter) for place, parameter in enumerate(source.parameters)]
     arguments += [attribute(name) for name in source.attributes]
