@@ -22,7 +22,9 @@ APP = "mlx-mtp"
 VERSION = 1  # of the envelope below and of every record in it
 LARGEST_BYTES = 256 << 20  # a long saved conversation has a few MB
 LAST_MODEL = "last-model.json"
+KERNEL_RESULTS = "kernel-results"
 MEANING = {
+    KERNEL_RESULTS: "which Metal kernels passed and won on this chip, found again when removed",
     LAST_MODEL: "the model used last",
     "quantized": "quantised copies of models, made again when removed",
 }

@@ -12,6 +12,7 @@ from mlx_mtp.errors import KernelError
 from mlx_mtp.kernels.launch import SIMD, Kernel, Size
 
 Body = Literal["scalar", "matrix"]
+Bodies = Body | int  # one for every number of rows, or from how many rows on matrix units compute
 FLOATS = (mx.float16, mx.bfloat16, mx.float32)
 SEGMENT = 32  # K is a multiple of it
 MAX_TILE = 16  # rows
@@ -55,7 +56,7 @@ class Skinny:
         columns: int,
         *,
         template: Mapping[str, int | mx.Dtype],
-        body: Body,
+        body: Bodies,
         tile: int | None,
     ) -> mx.array:
         """x [..., K] -> [..., columns]; `tile` is how many rows share one reading of the weights, None for the usual.
@@ -68,6 +69,8 @@ class Skinny:
                 f"{self.name}: there must be rows, and 1 to {MAX_TILE} of them in a tile, got {rows} in tiles of "
                 f"{tile}; leave the tile to the kernel"
             )
+        if isinstance(body, int):
+            body = "matrix" if rows >= body else "scalar"
         sizes, groups, threads = layout(rows, columns, body, tile or usual_tile(rows, body))
         (y,) = _kernel(self, body)(
             [x.reshape(rows, depth), *arrays, _sizes(rows, columns, depth)],

@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from mlx_mtp.errors import KernelError
-from mlx_mtp.kernels.skinny import FLOATS, SEGMENT, Body, Skinny
+from mlx_mtp.kernels.skinny import FLOATS, SEGMENT, Bodies, Skinny
 from mlx_mtp.weights import DenseWeight
 
 DENSE = Skinny(
@@ -31,12 +31,13 @@ def unsupported(weight: DenseWeight, dtype: mx.Dtype) -> str | None:
 
 
 def verify_gemm(
-    weight: DenseWeight, x: mx.array, *, body: Body = "scalar", tile: int | None = None
+    weight: DenseWeight, x: mx.array, *, body: Bodies = "scalar", tile: int | None = None
 ) -> mx.array:
     """x [..., K] -> [..., N]; a row's bits are a function of that row and the matrix alone.
 
     `tile` (1 to 16 rows that share one reading of the weights) changes no bit; nor does `body` where a chip's matrix
-    units add in the scalar order. Raises KernelError where `unsupported` has a reason.
+    units add in the scalar order: only there may it be a number, from so many rows on matrix units.
+    Raises KernelError where `unsupported` has a reason.
     """
     reason = unsupported(weight, x.dtype)
     if reason is None and x.shape[-1:] != weight.shape[1:]:
