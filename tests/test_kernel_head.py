@@ -53,14 +53,19 @@ def test_tokens_are_those_of_the_reference(metal, batch, bits, dtype):
     assert [metal.lint(launch.kernel) for launch in metal.launches] == [[], []]
 
 
-@pytest.mark.parametrize("bits", [4, 16])
-def test_logits_have_the_bits_of_the_product(metal, bits):
-    """What the lists rank by, against verify_qmm and verify_gemm on the same rows: best 64 of each part, sorted."""
+@pytest.mark.parametrize("bits, cap", [(4, None), (16, None), (4, 2.5)])
+def test_logits_have_the_bits_of_the_product(metal, bits, cap):
+    """What the lists rank by, against verify_qmm and verify_gemm on the same rows: best 64 of each part, sorted.
+
+    A low cap bends all logits, and rounds after each of its three operations as stock MLX does.
+    """
     weight = matrix(2 * PART + 100, 192, bits, seed=4)
     x = rows_of(1, 5, 192, seed=5, dtype=mx.bfloat16)
     choice = choice_of([Sampling(1.0, top_k=64)], 5, seed=6, vocab_size=weight.shape[0])
-    logits, ids = decoded(items(weight, None, x, choice))
+    logits, ids = decoded(items(weight, cap, x, choice))
     product = verify_qmm(weight, x) if isinstance(weight, QuantizedWeight) else verify_gemm(weight, x)
+    if cap is not None:
+        product = mx.tanh(product / cap) * cap
     full = np.array(product.astype(mx.float32))[0]
     for row in range(5):
         for part in range(3):
@@ -103,16 +108,17 @@ def test_no_order_of_threads_changes_a_token(metal, order):
 
 
 def test_draws_are_those_of_choose_at_many_positions(metal):
-    """The same noise and the same filters: 600 positions over the same logits, three settings."""
+    """The same noise and the same filters: 600 positions over the same logits, four settings."""
     rng = np.random.default_rng(13)
     weight, row = head_with(rng.normal(0, 1, 1024).astype(np.float32))
-    x = mx.broadcast_to(row, (3, 200, 32))
+    x = mx.broadcast_to(row, (4, 150, 32))
     samplings = [
         Sampling(1.3, top_k=64),
         Sampling(0.9, top_k=40, top_p=0.8),
         Sampling(2.0, top_k=9, min_p=0.1),
+        Sampling(1.5, top_k=4),
     ]
-    choice = choice_of(samplings, 200, seed=14, vocab_size=1024)
+    choice = choice_of(samplings, 150, seed=14, vocab_size=1024)
     tokens, _ = head_choose(weight, None, x, *choice)
     expected, _ = choose(verify_gemm(weight, x), *choice)
     assert tokens.tolist() == expected.tolist()
@@ -131,7 +137,9 @@ def test_equal_logits_go_to_the_lower_id(metal):
     drawn = choice_of([Sampling(1.0, top_k=64)], 1, seed=15, vocab_size=len(logits))
     _, ids = decoded(items(weight, None, x, drawn))
     assert ids[0, 0].tolist() == [5, *range(20, 83)]
-    weight, x = head_with(np.where(np.arange(600) == 300, 0.0, -0.0).astype(np.float32))
+    # In float16 these products round to 0 and -0.
+    weight, x = head_with(np.where(np.arange(600) == 300, 1e-4, -1e-4).astype(np.float32))
+    weight, x = DenseWeight(weight.weight.astype(mx.float16)), (1e-4 * x).astype(mx.float16)
     assert head_choose(weight, None, x, *choice_of([GREEDY], 1, seed=16, vocab_size=600))[0].item() == 0
 
 

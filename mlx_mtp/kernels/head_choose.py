@@ -1,4 +1,4 @@
-"""The output head and the choice of a token in two launches; a row's logits are never all in memory (head_choose.metal)."""
+"""The output head and the choice of a token in two launches; a row of logits is never whole in memory."""
 
 import functools
 import math
