@@ -8,6 +8,7 @@ import numpy as np
 from .signature import SMALL, TYPES, InputType
 
 GUARD = 0xA5
+MLX_HEADER = 8  # on a CPU, MLX's buffers begin so many bytes behind a multiple of 16; on Metal at a page
 GUARD_BYTES = 4096
 INPUT, OUTPUT, INITIALISED_OUTPUT = 0, 1, 2  # runtime/checker.cpp
 
@@ -24,10 +25,11 @@ def dtype_name(dtype: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """An evaluated array; bfloat16 is held as uint16."""
+    """An evaluated array; bfloat16 is held as uint16. `skew`: bytes behind a multiple of 16, were it on Metal."""
 
     dtype: str
     array: np.ndarray
+    skew: int
 
     @property
     def type(self) -> InputType:
@@ -46,29 +48,15 @@ def read_input(given: object, row_contiguous: bool) -> Input:
     """`given`: an MLX array (evaluated here), a numpy array or a Python number."""
     if isinstance(given, mx.array):
         dtype = dtype_name(given.dtype)
-        array = as_on_metal(np.array(given.view(mx.uint16) if dtype == "bfloat16" else given, copy=False))
+        array = np.array(given.view(mx.uint16) if dtype == "bfloat16" else given, copy=False)
+        skew = (array.ctypes.data - MLX_HEADER) % 16
     else:
         kinds = {bool: np.bool_, int: np.int32, float: np.float32}
         array = np.asarray(given, kinds.get(type(given)))
-        dtype = dtype_name(array.dtype)
+        dtype, skew = dtype_name(array.dtype), 0
     if row_contiguous and not array.flags.c_contiguous:
-        array = np.ascontiguousarray(array)
-    return Input(dtype, array)
-
-
-def as_on_metal(array: np.ndarray) -> np.ndarray:
-    """MLX's own CPU memory, copied to where it is as aligned as on Metal, whose buffers begin at a page.
-
-    On a CPU they begin 8 bytes behind a multiple of 16 (the allocator's header), where loads of float4 fault.
-    """
-    if not array.flags.c_contiguous or not array.size:
-        return array
-    skew = (array.ctypes.data - 8) % 16
-    memory = np.empty(array.nbytes + 32, np.uint8)
-    start = -memory.ctypes.data % 16 + skew
-    placed = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    placed[...] = array
-    return placed
+        array, skew = np.ascontiguousarray(array), 0
+    return Input(dtype, array, skew)
 
 
 def storage(dtype: str) -> np.dtype:
@@ -92,6 +80,7 @@ class Block:
     name: str
     kind: int
     array: np.ndarray
+    skew: int = 0
     address: int = 0
 
     @property
@@ -114,20 +103,20 @@ def output_block(name: str, shape: tuple[int, ...], dtype: str, init_value: floa
 
 
 class Arena:
-    """Copies of blocks, each between two guard zones and as aligned as the original.
+    """Copies of blocks, each between two guard zones and as aligned as on Metal.
 
-    Inputs are copied only when asked: unchecked kernels read the arrays' own memory.
+    Inputs are copied only when asked: kernels that are not instrumented read the arrays' own memory, and are built
+    for any alignment.
     """
 
     def __init__(self, blocks: list[Block], copy_inputs: bool):
         self.placed: list[tuple[Block, int]] = []
         at = GUARD_BYTES
         for block in blocks:
-            own = block.array.ctypes.data
-            if block.kind == INPUT and not copy_inputs and own % 16 == 0:
-                block.address = own
+            if block.kind == INPUT and not copy_inputs:
+                block.address = block.array.ctypes.data
                 continue
-            at += (own if block.kind == INPUT else 0) % 16
+            at += block.skew
             self.placed.append((block, at))
             at = (at + block.span + GUARD_BYTES + 255) // 256 * 256
         self.size = at + GUARD_BYTES

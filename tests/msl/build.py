@@ -41,10 +41,12 @@ KERNEL = [
     "-fdeclspec",
     "-ftrivial-auto-var-init=pattern",  # a variable never set is NaN, in every run the same
     "-w",
+    "-fsanitize=integer-divide-by-zero",  # it would end the process: runtime/hooks.cpp ends the launch
     "-Wno-reserved-user-defined-literal",
     "-Werror=return-type",
 ]
 INSTRUMENTED = [
+    "-DMSL_ALIGNED",
     "-Xclang",
     "-fsanitize=thread",  # only for its calls at each access: runtime/checker.cpp answers them
     "-mllvm",
@@ -53,7 +55,7 @@ INSTRUMENTED = [
     "-tsan-instrument-atomics=0",
     "-mllvm",
     "-tsan-instrument-read-before-write=1",
-    "-fsanitize=array-bounds,shift,integer-divide-by-zero",  # runtime/hooks.cpp answers these
+    "-fsanitize=array-bounds,shift,alignment",  # runtime/hooks.cpp answers these
 ]
 
 

@@ -141,7 +141,7 @@ class StandIn:
                 found.append(output_block(p.name, *outputs[p.of], init_value))
             else:
                 array = inputs[p.of].array if p.kind == "input" else inputs[p.of].fact(p.kind)
-                found.append(Block(p.name, INPUT, array))
+                found.append(Block(p.name, INPUT, array, inputs[p.of].skew if p.kind == "input" else 0))
         return found
 
 

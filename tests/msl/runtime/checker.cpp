@@ -181,20 +181,12 @@ static void note_access(const Access& a) {
                           long(a.at - range->low), worker->current->index, worker->threadgroup_index);
 }
 
-static void note_aligned(const Access& a) {
-  if (checked && checked->check && range_count && uint64_t(a.at) % a.bytes && worker && worker->current &&
-      a.at >= checked->arena_low && a.at < checked->arena_high)
-    fault(a.where ^ 4, "misaligned: %s of %zu bytes by thread %u of threadgroup %u (after line %d)",
-          a.write ? "write" : "read", a.bytes, worker->current->index, worker->threadgroup_index, worker->current->line);
-  note_access(a);
-}
-
 // The names that clang's -fsanitize=thread calls.
 #define HERE uint64_t(__builtin_return_address(0)) << 3
 extern "C" {
 #define HOOKS(n)                                                                                            \
-  void __tsan_read##n(void* p) { note_aligned({(char*)p, n, false, false, HERE}); }                         \
-  void __tsan_write##n(void* p) { note_aligned({(char*)p, n, true, false, HERE}); }                         \
+  void __tsan_read##n(void* p) { note_access({(char*)p, n, false, false, HERE}); }                          \
+  void __tsan_write##n(void* p) { note_access({(char*)p, n, true, false, HERE}); }                          \
   void __tsan_unaligned_read##n(void* p) { note_access({(char*)p, n, false, false, HERE}); }                \
   void __tsan_unaligned_write##n(void* p) { note_access({(char*)p, n, true, false, HERE}); }
 HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)

@@ -1,4 +1,4 @@
-// What clang's -fsanitize=array-bounds,shift,integer-divide-by-zero calls, with a line of the source.
+// What clang's -fsanitize=array-bounds,shift,alignment,integer-divide-by-zero calls, with a line of the source.
 #include "worker.h"
 
 struct Site {
@@ -13,5 +13,9 @@ static void report(const Site* site, const char* what) {
 extern "C" {
 void __ubsan_handle_out_of_bounds(Site* site, uint64_t) { report(site, "array index out of bounds"); }
 void __ubsan_handle_shift_out_of_bounds(Site* site, uint64_t, uint64_t) { report(site, "shift by too many bits"); }
-void __ubsan_handle_divrem_overflow(Site* site, uint64_t, uint64_t) { report(site, "division by zero"); }
+void __ubsan_handle_type_mismatch_v1(Site* site, uint64_t) { report(site, "misaligned access"); }
+void __ubsan_handle_divrem_overflow(Site* site, uint64_t, uint64_t) {
+  report(site, "division by zero");
+  stop_launch();
+}
 }

@@ -1,7 +1,7 @@
 // Where threads wait for each other: simd operations and barriers, and what to do when not all of them come.
 #include "worker.h"
 
-constexpr uint64_t DIVERGENT = 0x5000000000ull, PARTIAL = 0x6000000000ull;
+constexpr uint64_t DIVERGENT = 0x5000000000ull, PARTIAL = 0x6000000000ull, SMALL = 0x8000000000ull;
 
 void start_rendezvous() {
   Worker* w = worker;
@@ -22,6 +22,9 @@ static void release_simdgroup(uint simdgroup, uint mask, SimdFunction f, Thread*
   Simdgroup& g = w->simdgroups[simdgroup];
   Thread* threads = &w->threads[simdgroup * SIMD];
   if (f) {
+    if (g.all != 0xFFFFFFFFu)  // what lanes that are not there give differs between chips
+      fault(SMALL + uint(threads[0].line), "%s at line %d in a simdgroup of %d threads, not 32", threads[0].name,
+            threads[0].line, __builtin_popcount(g.all));
     w->counters.simd_ops++;
     f(&w->lanes[simdgroup * SIMD], mask);
   } else {

@@ -71,6 +71,15 @@ static void leave(void** save) {
 // The current thread waits until somebody makes it ready and its turn comes.
 void wait_here() { leave(&worker->current->stack_pointer); }
 
+// The current thread cannot go on, and the launch ends: its threads are left where they are.
+void stop_launch() {
+  Worker* w = worker;
+  w->stopped = true;
+  w->current = nullptr;
+  void* never;
+  msl_switch(&never, w->scheduler);
+}
+
 static void thread_main() {
   Worker* w = worker;
   Thread* t = w->current;
@@ -149,7 +158,7 @@ void run_threadgroup(uint index) {
   start_threadgroup_memory();
   w->counters.threads += uint64_t(w->size);
   w->counters.threadgroups++;
-  while (w->done < w->size) {
+  while (w->done < w->size && !w->stopped) {
     if (w->ready_count == 0 && !release_somebody()) {
       fault(1, "deadlock in threadgroup %u", index);
       w->stopped = true;

@@ -88,6 +88,7 @@ extern thread_local Worker* worker __attribute__((tls_model("initial-exec")));
 void run_threadgroup(uint index);
 void make_ready(Thread* t);
 void wait_here();
+void stop_launch();
 uint next_random(uint64_t* state);
 // rendezvous.cpp
 void start_rendezvous();

@@ -26,7 +26,7 @@ constexpr bfloat operator""bf(long double x) { return bfloat(float(x)); }
 #define MSL_THREADGROUP_VARIABLE static MSL_SPACE(3)
 #else
 #define MSL_SPACE(n)
-#define MSL_THREADGROUP_VARIABLE static __attribute__((section("msl_threadgroup")))
+#define MSL_THREADGROUP_VARIABLE static __attribute__((used, section("msl_threadgroup")))
 #endif
 #define MSL_LINE int msl_line = __builtin_LINE()
 

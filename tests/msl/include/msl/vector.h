@@ -12,6 +12,12 @@ namespace metal {
 #else
 #define MSL_FROM_SPACES
 #endif
+// Instrumented kernels get their buffers as aligned as on Metal; the others get MLX's own CPU memory.
+#ifdef MSL_ALIGNED
+#define MSL_ALIGNMENT(n) n
+#else
+#define MSL_ALIGNMENT(n) ((n) > 8 ? 8 : (n))
+#endif
 #define MSL_VECTOR_MEMBERS(N)                                                       \
   struct fill {};                                                                   \
   vec() = default;                                                                  \
@@ -31,7 +37,7 @@ namespace metal {
 template <class T, int N>
 struct vec;
 template <class T>
-struct alignas(2 * sizeof(T)) vec<T, 2> {
+struct alignas(MSL_ALIGNMENT(2 * sizeof(T))) vec<T, 2> {
   T x, y;
   MSL_VECTOR_MEMBERS(2)
   constexpr vec(fill, T s) : x(s), y(s) {}
@@ -39,8 +45,8 @@ struct alignas(2 * sizeof(T)) vec<T, 2> {
   constexpr vec(A a, B b) : x(T(a)), y(T(b)) {}
 };
 template <class T>
-struct alignas(4 * sizeof(T)) vec<T, 3> {
-  T x, y, z;
+struct alignas(MSL_ALIGNMENT(4 * sizeof(T))) vec<T, 3> {
+  T x, y, z, unused;
   MSL_VECTOR_MEMBERS(3)
   constexpr vec(fill, T s) : x(s), y(s), z(s) {}
   template <class A, class B, class C, MSL_NUMBER(A), MSL_NUMBER(B), MSL_NUMBER(C)>
@@ -49,7 +55,7 @@ struct alignas(4 * sizeof(T)) vec<T, 3> {
   constexpr vec(T a, vec<T, 2> b) : x(a), y(b.x), z(b.y) {}
 };
 template <class T>
-struct alignas(4 * sizeof(T)) vec<T, 4> {
+struct alignas(MSL_ALIGNMENT(4 * sizeof(T))) vec<T, 4> {
   T x, y, z, w;
   MSL_VECTOR_MEMBERS(4)
   constexpr vec(fill, T s) : x(s), y(s), z(s), w(s) {}
