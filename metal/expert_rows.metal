@@ -13,8 +13,9 @@ constant constexpr int LONG = 12;  // longer runs go through their columns in se
 template <typename Scales, int BITS, int GROUP, int K>
 struct AffineRows {
   static_assert(K % GROUP == 0 && GROUP % WORD == 0, "whole groups of whole words");
-  enum : int { WORDS = K / WORD, WORDS_A_GROUP = GROUP / WORD };
+  enum : int { WORDS = K / WORD, WORDS_A_GROUP = GROUP / WORD, KEPT_A_WORD = 1 };
   typedef typename Packed<BITS>::Raw Raw;
+  typedef Raw Kept;
   Packed<BITS> packed;
   Scales scales;
   Scales biases;
@@ -25,6 +26,12 @@ struct AffineRows {
   METAL_FUNC float2 affine(uint row, uint word) const {
     const uint group = row * (WORDS / WORDS_A_GROUP) + word / WORDS_A_GROUP;
     return float2(float(scales[group]), float(biases[group]));
+  }
+  static METAL_FUNC void keep(Raw raw, threadgroup Kept* to) {
+    to[0] = raw;
+  }
+  static METAL_FUNC Raw again(const threadgroup Kept* from) {
+    return from[0];
   }
   static METAL_FUNC void unpack(Raw raw, float2 affine, thread float* w) {
     Packed<BITS>::integers(raw, w);
@@ -38,19 +45,27 @@ struct AffineRows {
 template <typename S, int K>
 struct DenseRows {
   static_assert(K % WORD == 0, "whole words");
-  enum : int { WORDS = K / WORD, WORDS_A_GROUP = WORDS };
+  enum : int { WORDS = K / WORD, WORDS_A_GROUP = WORDS, KEPT_A_WORD = 2 };
+  typedef vec<S, 4> Kept;
   struct Raw {
-    vec<S, 4> low;
-    vec<S, 4> high;
+    Kept low;
+    Kept high;
   };
   const device S* values;
 
   METAL_FUNC Raw load(uint row, uint word) const {
-    const device vec<S, 4>* from = (const device vec<S, 4>*)values + (long(row) * WORDS + word) * 2;
+    const device Kept* from = (const device Kept*)values + (long(row) * WORDS + word) * 2;
     return {from[0], from[1]};
   }
   METAL_FUNC float2 affine(uint, uint) const {
     return float2(1.0f, 0.0f);
+  }
+  static METAL_FUNC void keep(Raw raw, threadgroup Kept* to) {
+    to[0] = raw.low;
+    to[1] = raw.high;
+  }
+  static METAL_FUNC Raw again(const threadgroup Kept* from) {
+    return {from[0], from[1]};
   }
   static METAL_FUNC void unpack(Raw raw, float2, thread float* w) {
 #pragma clang loop unroll(full)
@@ -146,19 +161,19 @@ template <typename Columns>
 struct KeptColumns {
   typedef typename Columns::Matrix W;
   Columns columns;
-  threadgroup typename W::Raw* raw;  // [columns, WORDS]
-  threadgroup float2* affine;        // [columns, groups]
+  threadgroup typename W::Kept* words;  // [columns, WORDS, KEPT_A_WORD]
+  threadgroup float2* affine;           // [columns, groups]
   bool again;
 
   METAL_FUNC void word(int c, uint word, thread float* w) const {
     const uint at = c * W::WORDS + word;
     if (again) {
-      W::unpack(raw[at], affine[at / W::WORDS_A_GROUP], w);
+      W::unpack(W::again(words + at * W::KEPT_A_WORD), affine[at / W::WORDS_A_GROUP], w);
       return;
     }
     const typename W::Raw own = columns.load(c, word);
     const float2 own_affine = columns.affine(c, word);
-    raw[at] = own;
+    W::keep(own, words + at * W::KEPT_A_WORD);
     if (word % W::WORDS_A_GROUP == 0) {
       affine[at / W::WORDS_A_GROUP] = own_affine;
     }

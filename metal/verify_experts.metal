@@ -68,9 +68,9 @@ METAL_FUNC void run_tiles(
 
 // A run against a simdgroup's WIDE columns. TILE is the longest run to expect (1, SHORT or LONG; the longer ones' code
 // is left out) and KEEP says that there may be longer ones: any run is computed, only weights may be read again.
-template <typename T, int TILE, bool KEEP, typename Columns, typename Pairs, typename Raw>
+template <typename T, int TILE, bool KEEP, typename Columns, typename Pairs, typename Kept>
 METAL_FUNC void run_pairs(
-    thread Columns& columns, const thread Pairs& pairs, uint begin, uint end, threadgroup Raw* raw,
+    thread Columns& columns, const thread Pairs& pairs, uint begin, uint end, threadgroup Kept* words,
     threadgroup float2* affine, uint lane) {
   constexpr int WORDS = Columns::Matrix::WORDS;
   if (TILE == 1 || end - begin == 1) {
@@ -81,7 +81,7 @@ METAL_FUNC void run_pairs(
     for (int taken = 0; taken < WIDE; taken += WIDE / 2) {
       Columns half_of = columns.part(taken);
       if (KEEP) {
-        KeptColumns<Columns> kept = {half_of, raw, affine, false};
+        KeptColumns<Columns> kept = {half_of, words, affine, false};
         run_tiles<T, LONG, WIDE / 2, WORDS>(kept, pairs, half_of.column, begin, end, lane);
       } else {
         run_tiles<T, LONG, WIDE / 2, WORDS>(half_of, pairs, half_of.column, begin, end, lane);

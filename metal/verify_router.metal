@@ -29,12 +29,13 @@ struct NormedRows {
   float inverse[ROWS];
 
   METAL_FUNC void word(int r, uint word, thread float* to) const {
+    float values[WORD];
     float gains[WORD];
-    load_word(x + r * K + word * WORD, to);
+    load_word(x + r * K + word * WORD, values);
     load_word(gain + word * WORD, gains);
 #pragma clang loop unroll(full)
     for (int k = 0; k < WORD; k++) {
-      to[k] = float(normed<T>(to[k], gains[k], inverse[r]));
+      to[k] = float(normed<T>(values[k], gains[k], inverse[r]));
     }
   }
 };
@@ -45,17 +46,18 @@ template <typename T, int ROWS, int COLUMNS, int K, int EXPERTS, typename W>
 METAL_FUNC void score_rows(
     W router, const device T* x, const device T* router_gain, const device T* experts_gain, float eps, uint first,
     uint count, device T* scores, device T* rows_for_experts, uint simd, uint simds, uint lane) {
+  const device T* own = x + first * K;
   NormedRows<T, ROWS, K> rows;
-  rows.x = x + first * K;
+  rows.x = own;
   rows.gain = router_gain;
 #pragma clang loop unroll(full)
   for (int r = 0; r < ROWS; r++) {
     rows.inverse[r] = 0.0f;
     if (uint(r) < count) {
-      rows.inverse[r] = inverse_rms<T, K>(rows.x + r * K, eps, lane);
+      rows.inverse[r] = inverse_rms<T, K>(own + r * K, eps, lane);
       for (uint n = simd * 32 + lane; n < uint(K); n += simds * 32) {
         rows_for_experts[(first + r) * K + n] =
-            normed<T>(float(rows.x[r * K + n]), float(experts_gain[n]), rows.inverse[r]);
+            normed<T>(float(own[r * K + n]), float(experts_gain[n]), rows.inverse[r]);
       }
     }
   }

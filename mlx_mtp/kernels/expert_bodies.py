@@ -6,7 +6,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_mtp.kernels.launch import Kernel
-from mlx_mtp.weights import DenseWeight, Weight
+from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
 FLOATS = (mx.float16, mx.bfloat16, mx.float32)
 BITS = (4, 8)
@@ -54,7 +54,7 @@ AFFINE = Form(
 DENSE = Form(("values",), "DenseRows<S, K>", "{{{0}_values}}")
 
 RUN = """
-    threadgroup typename W::Raw raw[KEEP ? SIMDGROUPS * (WIDE / 2) * W::WORDS : 1];
+    threadgroup typename W::Kept words[KEEP ? SIMDGROUPS * (WIDE / 2) * W::WORDS * W::KEPT_A_WORD : 1];
     threadgroup float2 affine[KEEP ? SIMDGROUPS * (WIDE / 2) * W::WORDS / W::WORDS_A_GROUP : 1];
     const uint kept = KEEP ? simd * (WIDE / 2) * W::WORDS : 0;
     const Run run = find_run(runs, threadgroup_position_in_grid.y);
@@ -138,7 +138,8 @@ def run_kernel(name: str, form: Form) -> Kernel:
         + PAIRS[name]
         + """
     run_pairs<T, TILE, KEEP>(
-        columns, pairs, run.begin, run.end, raw + kept, affine + kept / W::WORDS_A_GROUP, lane);
+        columns, pairs, run.begin, run.end, words + kept * W::KEPT_A_WORD, affine + kept / W::WORDS_A_GROUP,
+        lane);
 """,
         indexed=form.indexed(*MATRICES[name]),
     )
@@ -194,14 +195,15 @@ COMBINE_NORM = Kernel(
 def unsupported_format(weight: Weight) -> str | None:
     """Why the kernels cannot read a router's matrix or a stack of experts', or None where they can."""
     columns, depth = weight.shape[-2:]
+    if isinstance(weight, QuantizedWeight):
+        if weight.mode != "affine" or weight.bits not in BITS or weight.group_size not in GROUPS:
+            return f"{weight.bits}-bit {weight.mode} in groups of {weight.group_size} has no kernel"
+        if weight.scales.dtype not in FLOATS or depth % weight.group_size:
+            return f"scales of {weight.scales.dtype} for {depth} values in groups of {weight.group_size} have no kernel"
+    elif weight.dtype not in FLOATS:
+        return f"weights of {weight.dtype} have no kernel"
     if depth % WORD or (weight.weight.ndim == 3 and columns % WORD):
         return f"a matrix of {columns} x {depth} has sides that are no multiples of {WORD}"
-    if isinstance(weight, DenseWeight):
-        return None if weight.dtype in FLOATS else f"weights of {weight.dtype} have no kernel"
-    if weight.mode != "affine" or weight.bits not in BITS or weight.group_size not in GROUPS:
-        return f"{weight.bits}-bit {weight.mode} in groups of {weight.group_size} has no kernel"
-    if weight.scales.dtype not in FLOATS or depth % weight.group_size:
-        return f"scales of {weight.scales.dtype} for {depth} values in groups of {weight.group_size} have no kernel"
     return None
 
 

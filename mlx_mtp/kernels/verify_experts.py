@@ -38,7 +38,7 @@ MAX_EXPERTS = 512  # a thread each in the sort
 MAX_TOP_K = 16
 MAX_PAIRS = 2048  # their ids stand in threadgroup memory; more rows go in several parts
 THREADGROUP_BYTES = 32768
-SCORE_SIMDGROUPS, SCORE_COLUMNS = 2, 2
+SCORE_SIMDGROUPS, SCORE_COLUMNS, SCORE_ROWS = 2, 2, 8  # 16 sums, 8 rows' norms
 # With COLUMNS, no fewer threadgroups than stock's products with one row.
 SIMDGROUPS = {"gate_up": 4, "down": 2}
 COLUMNS = {"gate_up": 2, "down": 4}  # of a simdgroup; of gate and of up, two each
@@ -142,7 +142,7 @@ def score_rows(experts: "Experts", x: mx.array, eps: float) -> tuple[mx.array, m
     """x [rows, H] -> the router's scores [rows, E] and the rows that experts read, both rounded to x's type."""
     rows, hidden = x.shape
     router = experts.router
-    number, tile = router.shape[0], 1 if rows == 1 else LONG
+    number, tile = router.shape[0], 1 if rows == 1 else SCORE_ROWS
     scores, normed = score_kernel(form_of(router))(
         [x, experts.router_norm, experts.pre_norm, *arrays_of(router), _count(rows)],
         template={
