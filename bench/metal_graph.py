@@ -15,9 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
-OPAQUE = (
-    "Depends"  # an operation of any inputs and outputs that nothing fuses with; the program itself has none
-)
+OPAQUE = "Depends"  # of any inputs and outputs, and nothing fuses with it; our passes have none of their own
+MARK = "AsStrided"  # nor any of these
 # Operations that only describe memory anew.
 VIEWS = {
     "AsStrided",
@@ -71,21 +70,41 @@ def graph_of(arrays: Sequence[mx.array]) -> Graph:
         return Graph(file.read_text())
 
 
-def launches(graph: Graph, kernels: Counter[str]) -> Counter[str]:
+def launches(graph: Graph, kernels: Sequence[str]) -> Counter[str]:
     """Operations that Metal launches, by name; each counts as one, whatever kernels MLX makes of it.
 
-    `kernels` names the opaque ones. A Reshape of a Transpose is listed as COPY: it moves memory unless rows = 1.
+    `kernels` are the names of the opaque ones by their number. A Reshape of a Transpose is listed as COPY: it moves
+    memory unless rows = 1.
     """
     found: Counter[str] = Counter()
     for node, name in graph.names.items():
         if name == "Reshape" and any(graph.names[source] == "Transpose" for source in graph.inputs[node]):
             found[COPY] += 1
+        elif name == OPAQUE:
+            found[kernels[number_of(graph, node)]] += 1
         elif name not in VIEWS:
             found[name] += 1
-    if found[OPAQUE] != sum(kernels.values()):
-        raise AssertionError(f"{sum(kernels.values())} kernels were traced, {found[OPAQUE]} are in the graph")
-    del found[OPAQUE]
-    return found + kernels
+    return found
+
+
+def number_of(graph: Graph, node: str) -> int:
+    """Which kernel an opaque operation stands for: how many MARK operations in a row its marker is made of."""
+    marks = [source for source in graph.inputs[node] if graph.names[source] == MARK]
+    if len(marks) != 1:
+        raise AssertionError(f"an opaque operation has one marker, got {len(marks)}")
+    length = 0
+    while marks:
+        length += 1
+        marks = graph.inputs[marks[0]]
+    return length - 1
+
+
+def marker(number: int) -> mx.array:
+    """An array whose graph is `number` + 1 operations MARK: the only thing about an operation that a graph shows."""
+    array = leaf((1,), mx.bool_)
+    for _ in range(number + 1):
+        array = mx.as_strided(array, (1,), (1,), 0)
+    return array
 
 
 def leaf(shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
@@ -96,9 +115,9 @@ def leaf(shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
 
 
 @contextmanager
-def as_on_metal() -> Iterator[Counter[str]]:
-    """Everything that Metal has a kernel for becomes one opaque operation; gives their count by name so far."""
-    kernels: Counter[str] = Counter()
+def as_on_metal() -> Iterator[list[str]]:
+    """Everything that Metal has a kernel for becomes one opaque operation; gives their names by number."""
+    kernels: list[str] = []
 
     def opaque(
         name: str,
@@ -106,10 +125,12 @@ def as_on_metal() -> Iterator[Counter[str]]:
         shapes: Sequence[tuple[int, ...]],
         dtypes: Sequence[mx.Dtype],
     ) -> list[mx.array]:
-        kernels[name] += 1
+        if name not in kernels:
+            kernels.append(name)
         outputs = [leaf(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         # As many outputs as the kernel has: Depends gives back what it is given first.
-        return list(mx.depends(outputs, [array for array in inputs if array is not None]))
+        given = [array for array in inputs if array is not None]
+        return list(mx.depends(outputs, [*given, marker(kernels.index(name))]))
 
     def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
         return opaque("RMSNorm", [x, weight], [x.shape], [x.dtype])[0]
