@@ -8,6 +8,7 @@ each operation, by its place in that list: {"step"}, several times; then {"teste
 
 import json
 import os
+import signal
 import sys
 from typing import Any, TextIO
 
@@ -27,7 +28,9 @@ def main() -> None:
     """Answer on what was stdout; whatever else is printed there goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    answer_all(json.load(sys.stdin), answers)
+    asked = json.load(sys.stdin)
+    signal.alarm(asked["seconds"])  # should nobody be left to end a kernel that hangs
+    answer_all(asked, answers)
 
 
 def answer_all(asked: dict[str, Any], answers: TextIO) -> None:
@@ -49,6 +52,7 @@ def answer_all(asked: dict[str, Any], answers: TextIO) -> None:
 
 def _answer(one: dict[str, Any], asked: dict[str, Any], say: Any) -> None:
     name, description = one["name"], one["description"]
+    say(step="random numbers")
     subject = specimen(description, seed=SEED, columns=asked["columns"] or COLUMNS)
     family: Family = FAMILIES[key_of(name, subject)]
     tested = check_operation(
