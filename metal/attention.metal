@@ -69,7 +69,10 @@ METAL_FUNC void load_key(const device T* keys, int slot, bool live, uint part, t
     const device T* from = keys + size_t(slot) * D + (word * lanes_of(D) + part) * WORD;
 #pragma clang loop unroll(full)
     for (int half_word = 0; half_word < 2; half_word++) {
-      const vec<T, 4> four = live ? ((const device vec<T, 4>*)from)[half_word] : vec<T, 4>(T(0));
+      vec<T, 4> four = vec<T, 4>(T(0));
+      if (live) {
+        four = ((const device vec<T, 4>*)from)[half_word];
+      }
 #pragma clang loop unroll(full)
       for (int i = 0; i < 4; i++) {
         own[word * WORD + half_word * 4 + i] = float(four[i]);

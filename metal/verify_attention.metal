@@ -68,13 +68,14 @@ METAL_FUNC void attend_leaf(
   for (int i = 0; i < LEAF; i++) {
     const bool read = rows.live(leaf * LEAF + i) && column < D;
     const device T* from = values + size_t(rows.slot_behind(slot, i)) * D + column;
-    if (columns == 2) {
-      const vec<T, 2> two = read ? *(const device vec<T, 2>*)from : vec<T, 2>(T(0));
-      own[i][0] = float(two[0]);
-      own[i][columns - 1] = float(two[1]);
-    } else {
-      own[i][0] = read ? float(*from) : 0.0f;
+    vec<T, 2> two = vec<T, 2>(T(0));
+    if (read && columns == 2) {
+      two = *(const device vec<T, 2>*)from;
+    } else if (read) {
+      two[0] = *from;
     }
+    own[i][0] = float(two[0]);
+    own[i][columns - 1] = float(two[columns - 1]);
   }
   const bool edge = !rows.all_see(leaf * LEAF, leaf * LEAF + LEAF - 1);
   leaf_weights<D, GQA, STAGED>(
@@ -117,7 +118,7 @@ METAL_FUNC void sum_values(
     const device T* values, const device float2* leaf_tops, const device float* leaf_weights, thread const Rows& rows,
     int part, int parts, int slice, device float2* tops, device float* sums, threadgroup float* factors,
     threadgroup float* staged, threadgroup float* weights, uint thread_index) {
-  constexpr int threads = (ROWS + OWN - 1) / OWN * SLICE < 32 ? 32 : (ROWS + OWN - 1) / OWN * SLICE;
+  constexpr int threads = ((ROWS + OWN - 1) / OWN * SLICE + 31) / 32 * 32;
   const int base = (rows.lowest() / (LEAF * LEAVES) + part) * LEAVES;
   if (base * LEAF > rows.highest()) {
     return;

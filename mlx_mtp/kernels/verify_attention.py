@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_mtp.attention import Sight
 from mlx_mtp.errors import KernelError
-from mlx_mtp.kernels.launch import Kernel
+from mlx_mtp.kernels.launch import SIMD, Kernel
 from mlx_mtp.kernels.operations import AttentionShape
 
 DIMS = (16, 32, 64, 128, 256, 512)
@@ -121,7 +121,10 @@ MERGE_PASS = Kernel(
 
 
 class _Plan(NamedTuple):
-    """Sizes of one call: a chunk has `positions`, there are `chunks` of them with up to `parts` partitions each."""
+    """Sizes of one call: `chunks` of up to `positions` rows, each with up to `parts` partitions.
+
+    `positions` is a power of two: few sizes, hence few compilations.
+    """
 
     positions: int
     chunks: int
@@ -215,13 +218,13 @@ def _misfit(queries: mx.array, keys: mx.array, values: mx.array, sight: Sight) -
 @functools.lru_cache(maxsize=256)
 def _plan(shape: AttentionShape, batch: int, positions: int, held: int, bucket: int) -> _Plan:
     group = shape.heads // shape.kv_heads
-    per_chunk = min(positions, MAX_ROWS // group)
+    per_chunk = 1 << min((positions - 1).bit_length(), (MAX_ROWS // group).bit_length() - 1)
     if shape.window is None:
         partition = LEAF * LEAVES
         parts = -(-bucket // partition)
     else:
         partition = LEAF
-        parts = -(-(shape.window + per_chunk - 2) // LEAF) + 1
+        parts = -(-(shape.window + min(positions, per_chunk) - 2) // LEAF) + 1
     numbers = [
         positions,
         shape.window or 0,
@@ -279,7 +282,7 @@ def _whole_partitions(
         [values, tops, weights, first, plan.sizes],
         template={**plan.template, "LEAVES": LEAVES, "SLICE": width, "OWN": own},
         groups=(plan.parts * dim // width, members, plan.chunks),
-        threads=(max(32, -(-rows // own) * width), 1, 1),
+        threads=(-(-rows // own * width // SIMD) * SIMD, 1, 1),
         shapes=[(*folded, 2), (*folded, dim)],
         dtypes=[mx.float32, mx.float32],
     )
@@ -288,7 +291,7 @@ def _whole_partitions(
 
 def leaf_threads(dim: int) -> int:
     """Threads that hold the keys of a leaf."""
-    return max(32, dim // 2)
+    return max(SIMD, dim // 2)
 
 
 def rows_of_thread(rows: int) -> int:
