@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from mlx_mtp.exactness_compare import OpVerdict, verdicts_of
+from mlx_mtp.exactness_compare import OpVerdict, compare, verdicts_of
 from mlx_mtp.exactness_graph import trace_passes
 from mlx_mtp.exactness_metal import READ_IN, Backend
 from mlx_mtp.exactness_probe import measure, rows_are_invariant
@@ -58,7 +58,9 @@ class Exactness:
         """What stands against promise (a), a line each, the weightiest first; empty where it holds."""
         lines = [f"{row.op} ({row.count}): {row.reason}" for row in self.breaking]
         lines += [f"unknown: {row.op} ({row.count}): {row.reason}" for row in self.unknown]
-        return lines + [f"compared here: {probed.what} gives other bits" for probed in self.refuting]
+        if lines:
+            return lines
+        return [f"no operation should do it, but {probed.what}: other bits" for probed in self.refuting]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,7 +85,7 @@ def derive(
     """The same for any machine, from what is known of it; nothing is evaluated."""
     rows: dict[tuple[str, bool | None, str], OpVerdict] = {}
     for sampler in dict.fromkeys(sampler_class([one]) for one in (GREEDY, *samplings)):
-        for row in verdicts_of(trace_passes(target, sampler), here):
+        for row in verdicts_of(compare(trace_passes(target, sampler)), here):
             key = (row.op, row.invariant, row.reason)
             rows[key] = max(row, rows.get(key, row), key=lambda one: one.count)
     order = {False: 0, None: 1, True: 2}
@@ -112,7 +114,12 @@ def backend_of(architecture: str, version: tuple[int, ...] = READ_IN) -> Backend
 def _probed(measured: Measured) -> tuple[Probed, ...]:
     found = [Probed(f"rows times a matrix, {k} x {n}", equal) for (k, n), equal in measured.products.items()]
     found += [Probed(f"attention of head size {dim}", equal) for dim, equal in measured.attention.items()]
-    for what, equal in (("routed experts", measured.mixture), ("head and choice in one", measured.choice)):
+    others = {
+        "softmax with more masked keys": measured.masked,
+        "routed experts": measured.mixture,
+        "head and choice in one": measured.choice,
+    }
+    for what, equal in others.items():
         if equal is not None:
             found.append(Probed(what, equal))
     return tuple(found)

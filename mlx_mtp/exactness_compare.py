@@ -33,45 +33,50 @@ class OpVerdict:
     reason: str
 
 
-class _Differences(NamedTuple):
-    """What differs from the base graph, by (operation, which of them): sizes of the pass that are to blame."""
+class Compared(NamedTuple):
+    """Traces, and what differs from the base graph, by (operation, which of them): sizes of the pass that are to blame.
 
+    others: in words, graphs that compute numbers by other operations.
+    """
+
+    traces: Traces
     lengths: Mapping[tuple[str, int], frozenset[str]]
     shapes: Mapping[tuple[str, int], frozenset[str]]
     constants: Mapping[tuple[str, int], frozenset[str]]
+    others: tuple[str, ...]
 
 
-def verdicts_of(traces: Traces, here: Here) -> tuple[OpVerdict, ...]:
+def verdicts_of(compared: Compared, here: Here) -> tuple[OpVerdict, ...]:
     """Every operation of the round, those that break invariance first, then the unknown ones."""
-    differences = _differences(traces)
+    traces = compared.traces
     found: Counter[tuple[str, bool | None, str]] = Counter()
-    for key, count in _judged(traces.base, here, differences).items():
+    for key, count in _judged(traces.base, here, compared).items():
         found[key] += count
     for rows, graph in traces.by_rows.items():
-        for (op, invariant, reason), count in _judged(graph, here, differences).items():
-            # What longer or shorter passes have more of is another set of operations, listed by `_others`.
+        for (op, invariant, reason), count in _judged(graph, here, compared).items():
+            # What longer or shorter passes have more of is another set of operations, listed in `others`.
             if (op, invariant, reason) not in found and invariant is not True:
-                found[op, invariant, f"{reason} (in a pass of {rows} rows)"] += count
-    for reason in _others(traces):
+                found[op, invariant, f"{reason} (in a pass of {_counted(rows)})"] += count
+    for reason in compared.others:
         found[GRAPH, False, reason] += 1
     order = {False: 0, None: 1, True: 2}
     rows_ = [OpVerdict(op, count, invariant, reason) for (op, invariant, reason), count in found.items()]
     return tuple(sorted(rows_, key=lambda row: (order[row.invariant], -row.count, row.op)))
 
 
-def _judged(graph: Graph, here: Here, differences: _Differences) -> Counter[tuple[str, bool | None, str]]:
+def _judged(graph: Graph, here: Here, compared: Compared) -> Counter[tuple[str, bool | None, str]]:
     found: Counter[tuple[str, bool | None, str]] = Counter()
     roots = _fixed(graph)
     for op, nodes in graph.by_op().items():
         for i, node in enumerate(nodes):
-            changed = differences.constants.get((op, i))
+            changed = compared.constants.get((op, i))
             if changed:
                 found[op, False, f"a constant that changes with {', '.join(sorted(changed))}"] += 1
                 continue
             setting = Setting(
                 here,
-                varies=differences.lengths.get((op, i), frozenset()),
-                resized=differences.shapes.get((op, i), frozenset()),
+                varies=compared.lengths.get((op, i), frozenset()),
+                resized=compared.shapes.get((op, i), frozenset()),
                 fixed=len(node.inputs) > 1 and node.inputs[1].name in roots,
             )
             invariant, reason = judge(node, setting)
@@ -88,7 +93,7 @@ def _fixed(graph: Graph) -> set[str]:
     return fixed
 
 
-def _differences(traces: Traces) -> _Differences:
+def compare(traces: Traces) -> Compared:
     """Pair the base graph with each of those in which one size changed."""
     lengths: dict[tuple[str, int], set[str]] = {}
     shapes: dict[tuple[str, int], set[str]] = {}
@@ -102,9 +107,8 @@ def _differences(traces: Traces) -> _Differences:
                 shapes.setdefault(key, set()).add(what)
         for key in _changed_constants(traces.base, graph):
             constants.setdefault(key, set()).add(what)
-    return _Differences(
-        *({key: frozenset(names) for key, names in d.items()} for d in (lengths, shapes, constants))
-    )
+    found = [{key: frozenset(names) for key, names in kind.items()} for kind in (lengths, shapes, constants)]
+    return Compared(traces, found[0], found[1], found[2], tuple(_others(traces)))
 
 
 def _pairs(base: Graph, other: Graph) -> Iterator[tuple[tuple[str, int], Node, Node]]:
@@ -143,7 +147,7 @@ def _others(traces: Traces) -> Iterator[str]:
     base = _computing(traces.base)
     for what, graph in [
         *traces.varied.items(),
-        *((f"{n} row{'s' * (n > 1)}", g) for n, g in traces.by_rows.items()),
+        *((_counted(n), g) for n, g in traces.by_rows.items()),
     ]:
         own = _computing(graph)
         if own != base:
@@ -151,6 +155,10 @@ def _others(traces: Traces) -> Iterator[str]:
             less = ", ".join(f"{count} {op} fewer" for op, count in sorted((base - own).items()))
             name = f"with another {what}" if what in traces.varied else f"at {what}"
             yield f"other operations {name} than at {BASE.rows} rows: {', '.join(filter(None, (more, less)))}"
+
+
+def _counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"
 
 
 def _computing(graph: Graph) -> Counter[str]:

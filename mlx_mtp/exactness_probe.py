@@ -51,7 +51,7 @@ def measure(target: Target) -> Measured:
             equal = _attention_is_equal(target, subject)
             attention[subject.head_dim] = attention.get(subject.head_dim, True) and equal
     choice = None if target.kernels.head_choose is None else _choice_is_equal(target)
-    return Measured(products, attention, mixture, choice)
+    return Measured(products, attention, _masked_is_equal(target.dtype), mixture, choice)
 
 
 def _product_is_equal(target: Target, subject: Projected) -> bool:
@@ -153,6 +153,16 @@ def _attended(target: Target, shape: AttentionShape, look: _Look) -> mx.array:
     own = queries[:, :, look.first : look.first + look.rows]
     out = target.kernels.attend(own, buffers[0], buffers[1], sight)
     return out.reshape(look.batch, look.rows, -1)[-1]
+
+
+def _masked_is_equal(dtype: mx.Dtype) -> bool:
+    """A softmax over 256 keys against the same with 256 more that are masked, for 1 to 17 rows."""
+    short, long = LONG_BUCKETS
+    scores = _normal((ROWS[-1], short), dtype, 8)
+    lowest = mx.full((ROWS[-1], long - short), mx.finfo(dtype).min, dtype)
+    padded = mx.concatenate([scores, lowest], axis=-1)
+    passes = [mx.softmax(padded[:rows], axis=-1, precise=True)[:, :short] for rows in ROWS]
+    return _prefixes_are_equal([*passes, mx.softmax(scores, axis=-1, precise=True)])
 
 
 def _unseen(start: int, count: int, rows: int, window: int | None) -> mx.array:

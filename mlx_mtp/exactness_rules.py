@@ -24,12 +24,13 @@ HEAD_CHOOSE = "head_choose"
 class Measured:
     """What bitwise comparisons of rows in passes of 1 to 17 found on this machine; empty: nothing was compared.
 
-    products by (K, N), attention by head size, mixture for all layers of experts, choice for head and choice of tokens
-    in one; True where equal.
+    products by (K, N), attention by head size, masked for a softmax over more masked keys, mixture for all layers of
+    experts, choice for head and choice of tokens in one; True where equal.
     """
 
     products: Mapping[tuple[int, int], bool] = field(default_factory=dict)
     attention: Mapping[int, bool] = field(default_factory=dict)
+    masked: bool | None = None
     mixture: bool | None = None
     choice: bool | None = None
 
@@ -116,8 +117,10 @@ def sums(node: Node, setting: Setting) -> Answer:
         return False, "adds up values of several rows"
     backend = setting.here.backend
     if backend.kind == "cpu":
+        if setting.varies and node.op == "Softmax":
+            return _as_measured(setting.here.measured.masked, "a softmax over keys of which more are masked")
         if setting.varies:
-            return _measured_attention(node, setting)
+            return None, f"its length changes with {_listed(setting.varies)}"
         return True, "a row's own values, in an order that only their number decides"
     if not backend.is_read:
         return _not_read(backend)
@@ -146,13 +149,15 @@ def multiplies(node: Node, setting: Setting) -> Answer:
     equal = here.measured.products.get((depth, columns))
     if node.op == "QuantizedMatmul" and equal is not False:
         return True, "row by row in MLX's own code for CPUs"
-    return _as_measured(equal, "a product with one matrix, by the BLAS that MLX runs on")
+    return _as_measured(equal, "rows times a matrix, on the BLAS that MLX runs on")
 
 
 def gathers(node: Node, setting: Setting) -> Answer:
     """Rows times the experts that they chose."""
     here = setting.here
-    if here.measured.mixture is False:
+    if (
+        here.measured.mixture is False and here.measured.of(PROJECT) is not False
+    ):  # else the router may be to blame
         return False, "measured here: a row's experts give other bits in passes of other sizes"
     if here.backend.kind == "metal" and not here.backend.is_read:
         return _not_read(here.backend)
@@ -199,20 +204,18 @@ def kernel_family(node: Node) -> str | None:
 
 
 def _measured_attention(node: Node, setting: Setting) -> Answer:
-    """Products and sums over keys, whose number is the bucket's: masked keys must add exact zeros."""
+    """Products with keys and values, as many as a bucket or ring holds: masked ones must add exact zeros."""
     sizes = {node.inputs[0].shape[-1], node.outputs[0].shape[-1]}
-    attention = setting.here.measured.attention
-    found = [equal for dim, equal in attention.items() if dim in sizes or node.op != "Matmul"]
-    what = "attention over a bucket or ring of keys"
-    return _as_measured(None if not found else all(found), what)
+    found = [equal for dim, equal in setting.here.measured.attention.items() if dim in sizes]
+    return _as_measured(all(found) if found else None, "attention over a bucket or ring of keys")
 
 
 def _as_measured(equal: bool | None, what: str) -> Answer:
     if equal is None:
         return None, f"{what}; not compared on this machine"
     if equal:
-        return True, f"measured here: {what} gives a row the same bits in passes of 1 to 17 rows"
-    return False, f"measured here: {what} gives a row other bits in passes of other sizes"
+        return True, f"measured here: {what}: the same bits in passes of every size"
+    return False, f"measured here: {what}: other bits in passes of other sizes"
 
 
 def _not_read(backend: Backend) -> Answer:
