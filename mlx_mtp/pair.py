@@ -21,6 +21,7 @@ from mlx_mtp.errors import CheckpointError, ParameterError
 from mlx_mtp.exactness import Exactness, exactness_of
 from mlx_mtp.exactness_tax import Tax, measure_tax
 from mlx_mtp.kernels.chooser import Choice, Row, choose_kernels, equip
+from mlx_mtp.kernels.results import known_verdicts
 from mlx_mtp.machine import check_machine, free_bytes, this_machine
 from mlx_mtp.model_files import check_unchanged
 from mlx_mtp.progress import OnProgress, Progress, silent
@@ -83,6 +84,7 @@ def load(
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
     max_context: int | None = None,
+    exact: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Pair:
     """Load a target and its drafter: an alias ("e4b"), an id on the hub, a folder ("./path", "/path") or "demo".
@@ -91,7 +93,9 @@ def load(
     `drafter` beside or `assistant` inside the target's. What is not in the Hugging Face cache is downloaded.
     quantize: 4 or 8 bits, for a dense target; the result is kept. drafter_bits: 4, 8, "auto" (4 with a quantised
     target) or None (as its files are). dtype: of activations and dense weights, None for what suits the machine.
-    max_context: tokens, at most the model's own; memory for so many must be free.
+    max_context: tokens, at most the model's own; memory for so many must be free. exact: our kernels wherever the
+    self-test found them right on this chip, also where stock MLX is faster: MTP on then equals MTP off bitwise if
+    `Pair.check_exact` says so.
 
     Raises CheckpointError, PairError, ParameterError, MachineError, MemoryRefusal, HubError or StorageError; whatever
     configurations and tokenizer can tell is refused before a weight file is opened.
@@ -125,7 +129,9 @@ def load(
     )
     model = make_target(checkpoint.config, checkpoint.tensors)
     check_unchanged(checkpoint.seen)
-    choice = choose_kernels(model, small, has_metal=machine.has_metal and not on_cpu, verdicts={})
+    has_metal = machine.has_metal and not on_cpu
+    verdicts = known_verdicts(machine, exact=exact) if has_metal else {}
+    choice = choose_kernels(model, small, has_metal=has_metal, verdicts=verdicts)
     model, small = equip(model, small, choice)
     return Pair(
         name=str(target),

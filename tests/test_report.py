@@ -73,8 +73,8 @@ def test_all_sections_share_one_limit():
     assert document["sections"]["late"]["status"] == "out of time" and not ran
 
 
-def test_the_protocol_ends_within_fifteen_minutes():
-    assert sum(section.seconds for section in SECTIONS) <= 14 * 60
+def test_the_protocol_ends_within_twenty_minutes():
+    assert sum(section.seconds for section in SECTIONS) <= 19 * 60
     assert len({section.name for section in SECTIONS}) == len(SECTIONS)
 
 

@@ -27,7 +27,7 @@ def doctor(
         str | None, typer.Argument(metavar="[MODEL]", help=f"What --report measures; {REPORTED} if left out.")
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Measure for up to 15 minutes and write one JSON file.")
+        bool, typer.Option("--report", help="Measure for up to 20 minutes and write one JSON file.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE.json", help="Where --report writes.")
