@@ -65,7 +65,7 @@ class CompileError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """One compiled kernel, loaded once for each worker: threadgroup memory is static in it."""
+    """One compiled kernel, loaded once for each worker (instrumented: one), for its threadgroup memory is static."""
 
     entries: tuple[int, ...]
     threadgroup_memory: tuple[int, ...]
@@ -173,19 +173,26 @@ def load(file: Path) -> tuple[int, int, int]:
     return ctypes.cast(library.msl_entry, ctypes.c_void_p).value or 0, low, high - low
 
 
+def second_copy(file: Path) -> Path:
+    """Under another name, or the loader would hand out what it has loaded already."""
+    second = file.with_suffix(".2.so")
+    if not second.exists():
+        with tempfile.NamedTemporaryFile(dir=cache_folder(), delete=False) as copy:
+            copy.write(file.read_bytes())
+        os.replace(copy.name, second)
+    return second
+
+
 @functools.cache
 def build(text: str, instrumented: bool) -> Library:
     """`text`: of `lower`; instrumented kernels report each access to the checker and cost 5 to 50 times the time."""
     runtime()
     flags = [*KERNEL, *(INSTRUMENTED if instrumented else []), "-I", str(HERE / "include")]
     key = hashlib.sha256(repr((text, flags, shim_hash())).encode()).hexdigest()[:24]
-    file = shared_library(key, {"kernel.cpp": text}, flags)
-    second = file.with_suffix(".2.so")
-    if not second.exists():
-        with tempfile.NamedTemporaryFile(dir=cache_folder(), delete=False) as copy:
-            copy.write(file.read_bytes())
-        os.replace(copy.name, second)
-    loaded = [load(file), load(second)]
+    files = [shared_library(key, {"kernel.cpp": text}, flags)]
+    if not instrumented:
+        files.append(second_copy(files[0]))
+    loaded = [load(file) for file in files]
     return Library(
         entries=tuple(entry for entry, _, _ in loaded),
         threadgroup_memory=tuple(low for _, low, _ in loaded),

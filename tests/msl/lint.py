@@ -23,8 +23,17 @@ ALLOWED = (
 )
 
 
+# A cast to a pointer: to `device` memory and the like, or it loses the space, which C++ allows and Metal refuses.
+CAST = re.compile(r"(?:\(|cast<)\s*((?:const\s+)?[A-Za-z_][\w:]*(?:\s*<[^()]*>)?\s*\*+)\s*[)>]")
+
+
 def lint(kernel: KernelText, source: Signature) -> list[str]:
-    return [*threadgroup_variables(kernel), *parameter_traps(kernel), *address_spaces(source)]
+    return [
+        *threadgroup_variables(kernel),
+        *parameter_traps(kernel),
+        *casts(source),
+        *address_spaces(source),
+    ]
 
 
 def threadgroup_variables(kernel: KernelText) -> list[str]:
@@ -49,6 +58,14 @@ def parameter_traps(kernel: KernelText) -> list[str]:
         for name in kernel.inputs
         for fact in FACTS
         if f"{name}_{fact}" in kernel.body and not re.search(rf"\b{name}_{fact}\b", body)
+    ]
+
+
+def casts(source: Signature) -> list[str]:
+    text = without_comments(source.text)
+    return [
+        f"line {text.count(chr(10), 0, found.start()) + 1}: `{found[0]}` names no address space"
+        for found in CAST.finditer(text)
     ]
 
 

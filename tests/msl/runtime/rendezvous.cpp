@@ -16,8 +16,8 @@ void start_rendezvous() {
   }
 }
 
-// Performs the operation for the lanes in `mask`; all but `self` become ready.
-static void release_simdgroup(uint simdgroup, uint mask, SimdFunction f, Thread* self) {
+// Performs the operation for the lanes in `mask`, which become ready.
+static void release_simdgroup(uint simdgroup, uint mask, SimdFunction f) {
   Worker* w = worker;
   Simdgroup& g = w->simdgroups[simdgroup];
   Thread* threads = &w->threads[simdgroup * SIMD];
@@ -33,11 +33,8 @@ static void release_simdgroup(uint simdgroup, uint mask, SimdFunction f, Thread*
     if (flags & MEM_THREADGROUP) g.threadgroup_interval++;
   }
   g.arrived &= ~mask;
-  for (uint l = 0; l < SIMD; l++) {
-    if (!(mask >> l & 1)) continue;
-    if (&threads[l] == self) self->state = READY;
-    else make_ready(&threads[l]);
-  }
+  for (uint l = 0; l < SIMD; l++)
+    if (mask >> l & 1) make_ready(&threads[l]);
 }
 
 static bool same_operation(const Thread& a, const Thread& b) {
@@ -60,15 +57,11 @@ static void meet_simdgroup(SimdFunction f, uint flags, const char* name, int lin
   Simdgroup& g = w->simdgroups[t->simdgroup];
   t->state = IN_SIMD_OP, t->function = f, t->flags = flags, t->name = name, t->line = line;
   g.arrived |= 1u << t->lane;
-  if (g.arrived == g.all && lanes_with(t->simdgroup, t->lane) == g.all) {
-    bool goes_on = w->launch->order != RANDOM;
-    release_simdgroup(t->simdgroup, g.all, f, goes_on ? t : nullptr);
-    if (goes_on) return;
-  }
+  if (g.arrived == g.all && lanes_with(t->simdgroup, t->lane) == g.all) release_simdgroup(t->simdgroup, g.all, f);
   wait_here();
 }
 
-static void release_threadgroup(Thread* self) {
+static void release_threadgroup() {
   Worker* w = worker;
   uint flags = 0;
   w->counters.barriers++;
@@ -77,8 +70,7 @@ static void release_threadgroup(Thread* self) {
     Thread* t = &w->threads[i];
     if (t->state != AT_BARRIER) continue;
     flags = t->flags;
-    if (t == self) t->state = READY;
-    else make_ready(t);
+    make_ready(t);
   }
   if (flags & MEM_DEVICE) w->device_interval++;
   if (flags & MEM_THREADGROUP) w->threadgroup_interval++;
@@ -111,7 +103,7 @@ static bool release_part_of_simdgroup(uint simdgroup) {
   fault(DIVERGENT + uint(threads[first].line),
         "divergent %s at line %d: lanes %08x of %08x of simdgroup %u in threadgroup %u", threads[first].name,
         threads[first].line, mask, g.all, simdgroup, w->threadgroup_index);
-  release_simdgroup(simdgroup, mask, threads[first].function, nullptr);
+  release_simdgroup(simdgroup, mask, threads[first].function);
   return true;
 }
 
@@ -127,7 +119,7 @@ bool release_somebody() {
     fault(PARTIAL + uint(line), "divergent threadgroup_barrier at line %d: %d of %d threads (%d ended%s) in threadgroup %u",
           line, w->waiting, w->size, w->done, same ? "" : ", others wait at another barrier", w->threadgroup_index);
   if (!same) return false;
-  release_threadgroup(nullptr);
+  release_threadgroup();
   return true;
 }
 
@@ -152,11 +144,7 @@ void msl_barrier(uint flags, int simdgroup_only, int line) {
   Worker* w = worker;
   Thread* t = w->current;
   t->state = AT_BARRIER, t->function = nullptr, t->flags = flags, t->name = "threadgroup_barrier", t->line = line;
-  if (++w->waiting == w->size && at_one_barrier(&line)) {
-    bool goes_on = w->launch->order != RANDOM;
-    release_threadgroup(goes_on ? t : nullptr);
-    if (goes_on) return;
-  }
+  if (++w->waiting == w->size && at_one_barrier(&line)) release_threadgroup();
   wait_here();
 }
 }
