@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-pytest_plugins = ["msl.fixture"]
+pytest_plugins = ["msl.fixture", "pytester"]
 DEVICES = {"cpu": mx.cpu, "gpu": mx.gpu}
 HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 

@@ -186,7 +186,7 @@ def test_wrong_numbers_of_arguments_are_refused_as_by_mlx(metal):
         kernel(inputs=[mx.zeros(9)], output_shapes=[(1,), (1,)], output_dtypes=[mx.float32], **size)
 
 
-def test_a_kernel_that_was_kept_works_only_under_the_fixture(monkeypatch):
+def test_a_kernel_that_was_kept_works_only_under_the_fixture(compiler, monkeypatch):
     kernel = STAND_IN(name="k", input_names=[], output_names=["y"], source="y[0] = 1;")
     size = {"grid": (1, 1, 1), "threadgroup": (1, 1, 1)}
     assert active == []
@@ -197,7 +197,7 @@ def test_a_kernel_that_was_kept_works_only_under_the_fixture(monkeypatch):
     assert y.item() == 1
 
 
-def test_without_the_fixture():
+def test_without_the_fixture(compiler):
     kernel = metal_kernel(name="k", input_names=["x"], output_names=["y"], source=I + "y[i] = x[i] + 1;")
     (y,) = kernel(
         inputs=[np.arange(8, dtype=np.float32)],
@@ -212,7 +212,7 @@ def test_without_the_fixture():
     assert y.tolist() == list(range(1, 9))
 
 
-def test_runners_keep_records_of_their_own():
+def test_runners_keep_records_of_their_own(compiler):
     first, second = Runner(count=True), Runner()
     for runner in (first, first, second):
         kernel = kernel_maker(lambda runner=runner: runner)(
@@ -222,3 +222,11 @@ def test_runners_keep_records_of_their_own():
             inputs=[], output_shapes=[(1,)], output_dtypes=[mx.float32], grid=(1, 1, 1), threadgroup=(1, 1, 1)
         )
     assert first.counts["k"].written["y"].requested == 8 and len(second.launches) == 1
+
+
+def test_where_it_cannot_run_its_tests_are_left_out(pytester, monkeypatch):
+    pytester.makepyfile("def test_with(metal): assert False\n\ndef test_without(): pass\n")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    result = pytester.runpytest_inprocess("-p", "msl.fixture", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, deselected=1)
+    result.stdout.fnmatch_lines(["Metal source: not on this machine, its tests are left out"])

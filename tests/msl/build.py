@@ -72,9 +72,13 @@ class Library:
     threadgroup_bytes: int
 
 
+def runs_here() -> bool:
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
 @functools.cache
 def zig() -> str:
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    if not runs_here():
         raise RuntimeError(
             f"Metal source runs on x86-64 Linux only, this is {sys.platform} {platform.machine()}"
         )
