@@ -50,11 +50,17 @@ DRAFTER_SHAPE = {
 
 
 def quantised_pair(kind: str, *, dtype: mx.Dtype = mx.float32, seed: int = 7) -> Pair:
-    """Random weights, every matrix 4-bit in groups of 64, activations in `dtype`; eager rounds, stock operations."""
+    """Random weights, every matrix 4-bit in groups of 64, activations in `dtype`; eager rounds, stock operations.
+
+    The weights are the same numbers in every type.
+    """
     config, small = target_config(kind), drafter_config(kind, num_centroids=32 if kind == "e2b" else 0)
     config["text_config"] |= HEADS | SHAPES[kind]
     small["text_config"] |= HEADS | SHAPES[kind] | DRAFTER_SHAPE
     small["backbone_hidden_size"] = SHAPES[kind]["hidden_size"]
+    small["centroid_intermediate_top_k"] = (
+        12  # clusters of 8 tokens: more candidates than the 64 to draw from
+    )
     target = make_target(
         parse_target_config(config, kind), quantised(random_tensors(config, seed=seed), dtype)
     )
@@ -76,11 +82,14 @@ def quantised(tensors: dict[str, mx.array], dtype: mx.Dtype) -> Tensors:
     """Canonical tensors with every matrix packed; the other floats in `dtype`."""
     packed: dict[str, Any] = {}
     for name, value in tensors.items():
-        if value.ndim == 1:
-            packed[name] = value if value.dtype == mx.int64 else value.astype(dtype)
-            continue
-        weight, scales, biases = mx.quantize(value.astype(dtype), group_size=GROUP, bits=4)
-        packed[name] = QuantizedWeight(weight, scales, biases, GROUP, 4, "affine", dtype)
+        if value.dtype == mx.int64:
+            packed[name] = value
+        elif value.ndim == 1:
+            packed[name] = value.astype(mx.bfloat16).astype(dtype)
+        else:
+            weight, *affine = mx.quantize(value.astype(mx.bfloat16), group_size=GROUP, bits=4)
+            scales, biases = (part.astype(dtype) for part in affine)
+            packed[name] = QuantizedWeight(weight, scales, biases, GROUP, 4, "affine", dtype)
     return packed
 
 

@@ -33,8 +33,10 @@ Texts = dict[int, list[int]]  # by member: which of PROMPTS
 SOME = [(3, 1, 2)]  # rows of the passes that a text is cut into
 MANY = [(4, 1, 9, 2), (2,) * 8, (5, 5, 6), (13, 3), (16,)]
 FORBIDDEN = [(mx, "quantized_matmul"), (mx, "gather_qmm"), (mx.fast, "scaled_dot_product_attention")]
-# Largest difference of logits, which lie in -30 .. 30: other orders of sums, rounded by every operation after them.
-TOLERANCES = {mx.float32: 2e-3, mx.bfloat16: 0.75}
+DTYPES = (mx.float32, mx.bfloat16)
+# Of logits, which lie in -30 .. 30, and of the drafter's rows: other orders of sums, through every layer.
+TOLERANCE = 2e-3  # in float32, the largest difference
+NOISE = 0.5  # in bfloat16, the mean difference over what its rounding itself makes of float32
 
 
 @functools.cache
@@ -173,15 +175,34 @@ def check_rows(
         for b in range(3):
             for i, (got, want) in enumerate(zip(together.of(b), alone[b].of(0), strict=True)):
                 assert mx.array_equal(got, want), f"passes of {split}, row {b}, array {i}"
-    expected = forced(on_references(quantised_pair(kind, dtype=dtype), patch), range(3), one_by_one)
-    for got, want in ((together.logits, expected.logits), (together.drafter_row, expected.drafter_row)):
-        got, want = got.astype(mx.float32), want.astype(mx.float32)
-        assert float(mx.abs(got - want).max()) <= TOLERANCES[dtype]
-        assert float(want.max() - want.min()) > 4 * TOLERANCES[dtype]
+    check_near(together, kind, dtype, one_by_one, patch)
 
 
-def test_text_on_our_metal_source(metal: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_text("a4b", mx.float32, [3], 12, metal, monkeypatch)
+def check_near(
+    got: Rows, kind: str, dtype: mx.Dtype, split: tuple[int, ...], patch: pytest.MonkeyPatch
+) -> None:
+    """Logits and the drafter's rows against those of the references."""
+
+    def on_plain_mlx(dtype: mx.Dtype) -> Rows:
+        return forced(on_references(quantised_pair(kind, dtype=dtype), patch), range(3), split)
+
+    want = on_plain_mlx(dtype)
+    exact = want if dtype == mx.float32 else on_plain_mlx(mx.float32)
+    for name in ("logits", "drafter_row"):
+        ours, theirs, wide = (rows._asdict()[name].astype(mx.float32) for rows in (got, want, exact))
+        spread = float(wide.max() - wide.min())
+        if dtype == mx.float32:
+            assert float(mx.abs(ours - theirs).max()) <= TOLERANCE < spread / 1000
+        else:
+            noise = float(mx.abs(theirs - wide).mean())
+            assert float(mx.abs(ours - theirs).mean()) <= NOISE * noise < spread / 10
+
+
+@pytest.mark.parametrize("kind, tokens", [("a4b", 12), ("e2b", 6)])
+def test_text_on_our_metal_source(
+    kind: str, tokens: int, metal: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_text(kind, mx.float32, [3], tokens, metal, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", ["e2b", "31b"])
@@ -190,7 +211,7 @@ def test_rows_on_our_metal_source(kind: str, metal: Runner, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_long_texts_on_our_metal_source(
     kind: str, dtype: mx.Dtype, metal: Runner, monkeypatch: pytest.MonkeyPatch
@@ -199,7 +220,7 @@ def test_long_texts_on_our_metal_source(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_in_all_passes_on_our_metal_source(
     kind: str, dtype: mx.Dtype, metal: Runner, monkeypatch: pytest.MonkeyPatch
