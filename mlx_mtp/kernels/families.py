@@ -27,12 +27,10 @@ from mlx_mtp.kernels.operations import (
     Routed,
     Subject,
 )
-from mlx_mtp.sampling import Sampling, sampler_class
+from mlx_mtp.sampling import MAX_CANDIDATES, Sampling, sampler_class
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
-GREEDY = sampler_class(
-    [Sampling(temperature=0.0)]
-)  # a class that kernels choose for, as all `decided_by_best`
+DRAWN = sampler_class([Sampling(top_k=MAX_CANDIDATES)])  # asks for most, of the classes `decided_by_best`
 
 
 class Family(NamedTuple):
@@ -44,13 +42,13 @@ class Family(NamedTuple):
 
 
 def _head_unsupported(weight: Weight, dtype: mx.Dtype) -> str | None:
-    return head_choose.unsupported(weight, dtype, GREEDY)
+    return head_choose.unsupported(weight, dtype, DRAWN)
 
 
 def _clusters_unsupported(
     centroids: Weight, members: mx.array, top_k: int, table: Weight, dtype: mx.Dtype
 ) -> str | None:
-    return centroid_head.unsupported(centroids, members, top_k, table, dtype, GREEDY)
+    return centroid_head.unsupported(centroids, members, top_k, table, dtype, DRAWN)
 
 
 QMM = Family(verify_qmm.verify_qmm, verify_qmm.reference, verify_qmm.unsupported)
