@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_mtp.errors import MemoryRefusal, StorageError
+from mlx_mtp.errors import KernelError, MemoryRefusal, StorageError
 from mlx_mtp.health import (
     Check,
     check_device,
@@ -23,11 +23,17 @@ from mlx_mtp.health import (
 if TYPE_CHECKING:
     from mlx_mtp.aliases import Alias
     from mlx_mtp.cache import CachedModel
+    from mlx_mtp.kernels.listing import KernelLine
     from mlx_mtp.machine import Machine
     from mlx_mtp.store import Kept
 
 SCHEMA_VERSION = 1
-KERNELS = "stock MLX operations; this version has no kernels of its own"
+STOCK_HERE = "stock MLX operations: no Metal here"
+UNKNOWN_THERE = "stock MLX operations until our kernels were tested on that Mac, after its first chat"
+UNTESTED = (
+    "stock MLX operations: our kernels were not tested here yet; that is done while a chat waits for its second "
+    "message, or by: mlx-mtp doctor --kernels MODEL"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Diagnosis:
     places: Places | None = None
     cached: "tuple[CachedModel, ...]" = ()
     kept: "tuple[Kept, ...]" = ()
+    kernel_lines: "tuple[KernelLine, ...]" = ()  # operations of any model that were tested here
 
     @property
     def is_usable(self) -> bool:
@@ -107,7 +114,8 @@ def diagnose(machine: "Machine | None" = None) -> Diagnosis:
 def _described(machine: "Machine") -> Diagnosis:
     """Only what follows from the description."""
     checks = [check_hardware(machine), check_system(machine), check_memory(machine)]
-    return _diagnosis(machine, checks, cached=())
+    kernels = UNKNOWN_THERE if machine.has_metal else STOCK_HERE
+    return _diagnosis(machine, checks, cached=(), kernels=kernels)
 
 
 def _here(machine: "Machine") -> Diagnosis:
@@ -121,6 +129,7 @@ def _here(machine: "Machine") -> Diagnosis:
     needed = choice.memory_bytes if choice is not None else None
     missing = choice is not None and not choice.is_cached
     download = int((choice.download_gb or 0) * 1e9) if choice is not None and missing else 0
+    kernels, lines, damage = _kernels(machine)
     checks = [
         check_hardware(machine),
         check_system(machine),
@@ -133,11 +142,14 @@ def _here(machine: "Machine") -> Diagnosis:
         check_folder("kept results", cache_folder),
         check_network(),
         *check_records(),
+        *damage,
     ]
     return _diagnosis(
         machine,
         checks,
         cached=cached,
+        kernels=kernels,
+        kernel_lines=lines,
         software=_software(),
         places=_places(),
         kept=tuple(everything_kept()),
@@ -159,7 +171,6 @@ def _diagnosis(machine: "Machine", checks: Sequence[Check], *, cached: Any, **he
         budget_bytes=budget_bytes(machine),
         dtype=dtype,
         dtype_reason=dtype_reason,
-        kernels=KERNELS,
         recommended=name,
         reason=reason,
         models=fits_on(machine, cached),
@@ -167,6 +178,24 @@ def _diagnosis(machine: "Machine", checks: Sequence[Check], *, cached: Any, **he
         cached=cached,
         **here,
     )
+
+
+def _kernels(machine: "Machine") -> "tuple[str, tuple[KernelLine, ...], list[Check]]":
+    """In a line which kernels are used here, what was found of each, and what is wrong with that file."""
+    if not machine.has_metal:
+        return STOCK_HERE, (), []
+    try:
+        from mlx_mtp.kernels.listing import lines_of_outcomes, summary
+        from mlx_mtp.kernels.results import place_of, read_outcomes
+
+        outcomes, warning = read_outcomes(place_of(machine))
+    except (ImportError, OSError, KernelError) as error:  # without MLX, or without the kernels' files
+        return f"stock MLX operations: {str(error)[:200]}", (), []
+    damage = (
+        [Check("kernel results", "warning", warning, "nothing: kernels are tested again")] if warning else []
+    )
+    lines = lines_of_outcomes(outcomes)
+    return summary(lines) if lines else UNTESTED, lines, damage
 
 
 def fits_on(machine: "Machine", cached: "Sequence[CachedModel]" = ()) -> tuple[Fit, ...]:

@@ -8,6 +8,7 @@ from mlx_mtp.cli import options
 from mlx_mtp.cli.commands import HELP, Command, Message, read_line
 from mlx_mtp.cli.first_choice import choose_model, remember
 from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.kernel_tests import KernelTests
 from mlx_mtp.cli.line_editor import ReadLine, line_reader
 from mlx_mtp.cli.opening import opened, opening
 from mlx_mtp.cli.session import Session
@@ -76,12 +77,18 @@ def chat(
         remember(asked)
         interrupts = Interrupts()
         say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.")
-        _converse(Session(pair, reply.request(pair), system, interrupts), line_reader(), interrupts)
+        session, tests = Session(pair, reply.request(pair), system, interrupts), KernelTests(pair)
+        try:
+            _converse(session, line_reader(), interrupts, tests)
+        finally:
+            tests.pause()
 
 
-def _converse(session: Session, read: ReadLine, interrupts: Interrupts) -> None:
+def _converse(session: Session, read: ReadLine, interrupts: Interrupts, tests: KernelTests) -> None:
     """Turns until the input ends, /exit, or Ctrl-C twice (which leaves as KeyboardInterrupt)."""
     while True:
+        if session.stats is not None:  # never before the first reply
+            tests.resume()
         try:
             line = read()
         except EOFError:
@@ -90,6 +97,8 @@ def _converse(session: Session, read: ReadLine, interrupts: Interrupts) -> None:
             interrupts.note()
             say("(Ctrl-C again or Ctrl-D leaves)")
             continue
+        finally:
+            tests.pause()
         interrupts.settled()
         asked = read_line(line)
         if isinstance(asked, Message):

@@ -24,10 +24,14 @@ DEVICES = ("auto", "cpu", "gpu")
 
 def doctor(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help=f"What --report measures; {REPORTED} if left out.")
+        str | None,
+        typer.Argument(metavar="[MODEL]", help=f"For --report and --kernels; {REPORTED} if left out."),
     ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Measure for up to 20 minutes and write one JSON file.")
+    ] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Test our Metal kernels for a model; some minutes, once.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE.json", help="Where --report writes.")
@@ -46,11 +50,16 @@ def doctor(
 ) -> None:
     """Say what this machine is, which models it can run, what is kept where, and what works; exits with 3 if nothing
     can run."""
-    _check_options(model, report, out, offline, device, machine)
+    _check_options(model, report, kernels, out, offline, device, machine)
     if device != "auto":
         _use_device(device)
     if report:
         _report(model or REPORTED, out, offline=offline, yes=yes)
+        return
+    if kernels:
+        from mlx_mtp.cli.kernel_tests import show_kernels
+
+        show_kernels(model or REPORTED, yes=yes, as_json=as_json)
         return
     diagnosis = _diagnose(machine)
     if as_json:
@@ -63,14 +72,24 @@ def doctor(
 
 
 def _check_options(
-    model: str | None, report: bool, out: Path | None, offline: bool, device: str, machine: Path | None
+    model: str | None,
+    report: bool,
+    kernels: bool,
+    out: Path | None,
+    offline: bool,
+    device: str,
+    machine: Path | None,
 ) -> None:
     """Refuse words that have no meaning together."""
     if device not in DEVICES:
         raise ParameterError(f"--device is auto, cpu or gpu, got {device!r}; leave it out")
     if report and machine is not None:
         raise ParameterError("--report measures this machine, and --machine describes another; give one")
-    for name, given in (("MODEL", model), ("-o", out), ("--offline", offline or None)):
+    if kernels and (report or machine is not None):
+        raise ParameterError("--kernels tests this machine alone; leave out --report and --machine")
+    if model is not None and not (report or kernels):
+        raise ParameterError("MODEL belongs to --report; add --report or --kernels, or leave it out")
+    for name, given in (("-o", out), ("--offline", offline or None)):
         if given is not None and not report:
             raise ParameterError(f"{name} belongs to --report; add --report, or leave it out")
 

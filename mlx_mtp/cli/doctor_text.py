@@ -10,8 +10,11 @@ from mlx_mtp.cli.sizes import bytes_text
 from mlx_mtp.cli.terminal import PLAIN, has_style
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlx_mtp.diagnosis import Diagnosis
     from mlx_mtp.health import Status
+    from mlx_mtp.kernels.listing import KernelLine
 
 MARKS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
 COLOURS = {"ok": "\x1b[32m", "warning": "\x1b[33m", "problem": "\x1b[31m"}
@@ -23,6 +26,8 @@ def as_text(diagnosis: "Diagnosis", columns: int | None = None) -> str:
     """The whole answer; `columns` None takes the terminal's, or no limit but `WIDEST` where there is none."""
     width = columns or terminal_columns(sys.stdout)
     parts = [_machine(diagnosis, width), _checks(diagnosis, width), _models(diagnosis, width)]
+    if diagnosis.kernel_lines:
+        parts.append(kernel_table(diagnosis.kernel_lines, width))
     if diagnosis.places is not None:
         parts.append(_files(diagnosis, width))
     parts.append(_verdict(diagnosis, width))
@@ -87,6 +92,20 @@ def _models(diagnosis: "Diagnosis", width: int | None) -> str:
     listed = table(("model", "memory", "downloaded", "fits"), rows, width, title=0)
     note = f"memory: estimated with the drafter and {context:,} tokens of context"
     return f"{listed}\n{_wrapped(note, width)}\n{_wrapped(diagnosis.reason, width)}"
+
+
+def kernel_table(lines: "Sequence[KernelLine]", width: int | None) -> str:
+    """A row for each operation: by whom it is computed, how much faster than by stock MLX, and why."""
+    rows = [
+        [line.operation, "x".join(map(str, line.shape)), line.format, line.by, _speeds(line), line.reason]
+        for line in lines
+    ]
+    return table(("operation", "shape", "format", "by", "speed by rows", "why"), rows, width, title=0)
+
+
+def _speeds(line: "KernelLine") -> str:
+    """1: 1.02x, 4: 1.80x."""
+    return ", ".join(f"{rows}: {speed:.2f}x" for rows, speed in (line.speed_up or {}).items()) or "-"
 
 
 def _files(diagnosis: "Diagnosis", width: int | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_mtp.kernels.chooser import Verdict
 from mlx_mtp.kernels.race import Raced
-from mlx_mtp.kernels.self_test import MATRIX, Tested
+from mlx_mtp.kernels.self_test import MATRIX, Checked
 
 MARGIN = 0.03  # a loss within it is none
 TOO_SCATTERED = 0.25  # the middle half of an arm's runs
@@ -18,7 +18,7 @@ def is_clear(raced: Raced) -> bool:
     return raced.scatter <= TOO_SCATTERED
 
 
-def judge(tested: Tested, raced: Raced | None, *, exact: bool = False) -> Verdict:
+def judge(tested: Checked, raced: Raced | None, *, exact: bool = False) -> Verdict:
     """Ours where the kernel is right and no slower than stock over the raced rows (geometric mean).
 
     One choice for all numbers of rows, because a row's bits must not depend on its company. exact: ours wherever it
@@ -42,7 +42,7 @@ def judge(tested: Tested, raced: Raced | None, *, exact: bool = False) -> Verdic
     return Verdict(False, f"slower than stock: {said}; {cost}")
 
 
-def _best_body(tested: Tested, raced: Raced) -> tuple[dict[str, Any], list[float]]:
+def _best_body(tested: Checked, raced: Raced) -> tuple[dict[str, Any], list[float]]:
     """Arguments for the kernel, and its speed by rows as multiples of stock's."""
     by_body = {body: [raced.speed_up(body, rows) for rows in raced.times] for body in tested.bodies}
     best = max(by_body, key=lambda body: _mean(by_body[body]))

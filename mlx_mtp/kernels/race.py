@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_mtp.kernels.chains import chain_of, stock_of
 from mlx_mtp.kernels.operations import PROJECT
-from mlx_mtp.kernels.self_test import Step, Tested
+from mlx_mtp.kernels.self_test import Checked, Step
 from mlx_mtp.kernels.specimens import Description
 from mlx_mtp.kernels.trials import Op
 
@@ -47,7 +47,7 @@ def race_operation(
     name: str,
     description: Description,
     kernel: Op,
-    tested: Tested,
+    tested: Checked,
     rows: Sequence[int],
     *,
     step: Step = lambda what: None,

@@ -14,7 +14,7 @@ from mlx_mtp.kernels.chooser import Verdict
 from mlx_mtp.kernels.judge import is_clear, judge
 from mlx_mtp.kernels.operations import Operation
 from mlx_mtp.kernels.race import Raced, Time
-from mlx_mtp.kernels.self_test import Tested
+from mlx_mtp.kernels.self_test import Checked
 from mlx_mtp.kernels.source import FOLDERS
 from mlx_mtp.machine import Machine
 from mlx_mtp.store import KERNEL_RESULTS, cache_folder, read_json_file, write_json_file
@@ -39,7 +39,7 @@ class Outcome:
     """One operation's self-test and race; `raced` None where the kernel failed or was not timed."""
 
     operation: Operation
-    tested: Tested
+    tested: Checked
     raced: Raced | None = None
 
     @property
@@ -138,15 +138,15 @@ def _outcome(entry: dict[str, Any]) -> Outcome:
     return Outcome(operation, read_tested(entry["tested"]), None if raced is None else read_raced(raced))
 
 
-def tested_entry(tested: Tested) -> dict[str, Any]:
+def tested_entry(tested: Checked) -> dict[str, Any]:
     return {"bodies": list(tested.bodies), "reason": tested.reason, "are_equal": tested.are_equal}
 
 
-def read_tested(entry: dict[str, Any]) -> Tested:
+def read_tested(entry: dict[str, Any]) -> Checked:
     bodies = tuple(str(body) for body in entry["bodies"])
     if not set(bodies) <= {"scalar", "matrix"}:
         raise ValueError(bodies)
-    return Tested(bodies, str(entry["reason"])[:300], entry["are_equal"] is True)
+    return Checked(bodies, str(entry["reason"])[:300], entry["are_equal"] is True)
 
 
 def raced_entry(raced: Raced) -> dict[str, Any]:

@@ -18,7 +18,7 @@ Step = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Checked:
     """What the self-test of one operation found.
 
     bodies: those that are right, () where the kernel failed. are_equal: several of them give the same bits.
@@ -41,14 +41,14 @@ def check_operation(
     *,
     step: Step = lambda what: None,
     sizes: Sequence[int] = SIZES,
-) -> Tested:
+) -> Checked:
     """Run `kernel` in every body it has and compare; `step` hears what comes next. Lets what MLX raises through.
 
     A body fails alone: without matrix units that are right the scalar body is still used, not the other way round.
     """
     trial = trial_of(name, subject, sizes)
     if trial is None:
-        return Tested((), UNTRIED)
+        return Checked((), UNTRIED)
     results, reasons = {}, []
     expected = _reference_rows(trial, reference, step)
     for body, how in _bodies(name):
@@ -56,14 +56,14 @@ def check_operation(
         if reason is None:
             results[body] = result
         elif not results:
-            return Tested((), reason)
+            return Checked((), reason)
         else:
             reasons.append(reason)
     bodies = tuple(results)
     are_equal = len(bodies) > 1 and all(same_bits(results[body], results[bodies[0]]) for body in bodies)
     if len(bodies) > 1 and not are_equal:
         reasons.append("matrix units give other bits than the scalar body")
-    return Tested(bodies, "; ".join(["right, and a row's bits are its own", *reasons]), are_equal)
+    return Checked(bodies, "; ".join(["right, and a row's bits are its own", *reasons]), are_equal)
 
 
 def same_bits(a: mx.array, b: mx.array) -> bool:

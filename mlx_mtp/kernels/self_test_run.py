@@ -13,7 +13,7 @@ from typing import Any
 
 from mlx_mtp.kernels.operations import Operation
 from mlx_mtp.kernels.results import Outcome, read_raced, read_tested
-from mlx_mtp.kernels.self_test import Tested
+from mlx_mtp.kernels.self_test import Checked
 from mlx_mtp.kernels.specimens import Description
 
 COMMAND = (sys.executable, "-m", "mlx_mtp.kernels.self_test_process")
@@ -133,7 +133,9 @@ class Run:
             if line is None:
                 if until == end:
                     return None
-                return self._failed(jobs, at, f"hung in: {doing}")
+                if until == step_begun + limits.step:
+                    return self._failed(jobs, at, f"hung in: {doing}")
+                return self._failed(jobs, at, f"not done within {limits.operation:.0f} s, at: {doing}")
             if line == {}:
                 return self._failed(jobs, at, f"crashed in: {doing} ({child.how_it_ended()})")
             if "done" in line:
@@ -148,19 +150,19 @@ class Run:
             if "tested" in line:
                 doing = "race"
 
-    def _take(self, job: Job, line: dict[str, Any], tested: Tested | None) -> Tested | None:
+    def _take(self, job: Job, line: dict[str, Any], tested: Checked | None) -> Checked | None:
         """One answer about `job`; -> what its self-test gave, once it has."""
         if job not in self._left:
             return tested
         try:
             return self._read_answer(job, line, tested)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            self._settle(job, Outcome(job.operation, Tested((), f"an answer that is none: {error!r}")))
+            self._settle(job, Outcome(job.operation, Checked((), f"an answer that is none: {error!r}")))
             return None
 
-    def _read_answer(self, job: Job, line: dict[str, Any], tested: Tested | None) -> Tested | None:
+    def _read_answer(self, job: Job, line: dict[str, Any], tested: Checked | None) -> Checked | None:
         if "raised" in line:
-            self._settle(job, Outcome(job.operation, Tested((), f"raised {line['raised']}")))
+            self._settle(job, Outcome(job.operation, Checked((), f"raised {line['raised']}")))
         elif "tested" in line:
             tested = read_tested(line["tested"])
             if not tested.passed or not job.rows:
@@ -172,7 +174,7 @@ class Run:
     def _failed(self, jobs: list[Job], at: int, how: str) -> str:
         """A kernel that ends or blocks its process has failed, also in a race after it was found right."""
         if at >= 0 and jobs[at] in self._left:
-            self._settle(jobs[at], Outcome(jobs[at].operation, Tested((), how)))
+            self._settle(jobs[at], Outcome(jobs[at].operation, Checked((), how)))
         elif at < 0:  # it would end the same way again
             self._left.clear()
             self.report.unfinished = f"the test process {how}"
