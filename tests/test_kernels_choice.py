@@ -77,6 +77,25 @@ def test_what_no_kernel_supports_is_stock_and_says_why() -> None:
     assert row.by == "stock" and row.reason not in (NO_METAL, UNTESTED) and "5" in row.reason
 
 
+def test_clusters_with_fewer_tokens_than_a_row_may_draw_from_are_chosen_from_by_stock() -> None:
+    """Otherwise a greedy reply would run and a drawn one meet the kernel's refusal."""
+    pair = pair_of("e2b")
+    assert pair.drafter is not None and pair.drafter.centroid_head is not None
+    head = replace(pair.drafter.centroid_head, top_k=4)  # of 8 tokens each
+    choice = chosen(replace(pair, drafter=replace(pair.drafter, centroid_head=head)))
+    [row] = [row for row in choice.rows if row.operation.name == "centroid_choose"]
+    assert row.by == "stock" and "64" in row.reason
+    assert choice.drafter_kernels.centroid_choose is None
+
+
+def test_a_prefill_multiplies_by_stock_operations() -> None:
+    """A chunk has hundreds of rows: products made for a few would read the weights over and over."""
+    prefill, of_rounds = chosen(pair_of("a4b")).prefill_kernels, chosen(pair_of("a4b")).kernels
+    assert (prefill.project, prefill.experts) == (STOCK.project, STOCK.experts)
+    assert prefill.attend_tiled != STOCK.attend_tiled
+    assert of_rounds.project != STOCK.project and of_rounds.experts != STOCK.experts
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_operation_of_a_round_is_in_the_table(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call that a prefill and a round make through `kernels` finds its row: nothing is stock by oversight."""

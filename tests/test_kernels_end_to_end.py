@@ -7,6 +7,7 @@ attention are forbidden, so that nothing can fall back on them unseen; a prefill
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from mlx_mtp.draft import draft
 from mlx_mtp.drafter import draft_hidden, draft_logits, view_for_drafter
 from mlx_mtp.pair import Pair
 from mlx_mtp.prefill import prefill
+from mlx_mtp.round import Rounds
 from mlx_mtp.state import KeysValues, State, new_kv
 from mlx_mtp.target import embed, logits_of
 from mlx_mtp.verify import verify
@@ -103,10 +105,17 @@ def check_text(
     pair = pair_on_kernels(kind, dtype)
     plain = plain_text(pair, 0, tokens, patch)
     assert len(PROMPTS[0]) > WINDOW and len(set(plain[0])) > tokens // 4
+    assert plain_text(with_all_logits(pair), 0, tokens, patch) == plain
     for k in ks:
         metal.reset()
         assert decoded(pair, k, tokens, plain, patch) == plain, f"k = {k}"
         check_kernels_ran(pair, metal)
+
+
+def with_all_logits(pair: Pair) -> Pair:
+    """Tokens are chosen from all logits by `sampling.choose`, which have the same bits."""
+    target = replace(pair.target, kernels=replace(pair.target.kernels, head_choose=None))
+    return replace(pair, target=target, rounds=Rounds(target, pair.drafter, compiled=False))
 
 
 def check_kernels_ran(pair: Pair, metal: Runner) -> None:
