@@ -5,7 +5,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from mlx_mtp.clean import clean_for_terminal
-from mlx_mtp.cli.layout import table, terminal_columns
+from mlx_mtp.cli.layout import table, terminal_columns, wrapped
 from mlx_mtp.cli.sizes import bytes_text
 from mlx_mtp.cli.terminal import PLAIN, has_style
 
@@ -100,7 +100,8 @@ def kernel_table(lines: "Sequence[KernelLine]", width: int | None) -> str:
         [line.operation, "x".join(map(str, line.shape)), line.format, line.by, _speeds(line), line.reason]
         for line in lines
     ]
-    return table(("operation", "shape", "format", "by", "speed by rows", "why"), rows, width, title=0)
+    listed = table(("operation", "shape", "format", "by", "speed by rows", "why"), rows, width, title=0)
+    return "\n".join(wrapped(line, width) for line in listed.split("\n"))
 
 
 def _speeds(line: "KernelLine") -> str:
