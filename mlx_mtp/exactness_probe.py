@@ -13,8 +13,10 @@ from mlx_mtp.exactness_rules import Measured
 from mlx_mtp.kernels.operations import (
     ATTEND,
     EXPERTS,
+    NORM_ROTATE,
     PROJECT,
     AttentionShape,
+    HeadSize,
     Projected,
     Routed,
     operations_of,
@@ -38,6 +40,7 @@ def measure(target: Target) -> Measured:
     products: dict[tuple[int, int], bool] = {}
     attention: dict[int, bool] = {}
     mixture: bool | None = None
+    rotation: bool | None = None
     for operation, subject in operations_of(target, None).items():
         if operation.name == PROJECT:
             assert isinstance(subject, Projected)
@@ -50,8 +53,11 @@ def measure(target: Target) -> Measured:
             assert isinstance(subject, AttentionShape)
             equal = _attention_is_equal(target, subject)
             attention[subject.head_dim] = attention.get(subject.head_dim, True) and equal
+        elif operation.name == NORM_ROTATE:
+            assert isinstance(subject, HeadSize)
+            rotation = (rotation is not False) and _rotation_is_equal(target, subject)
     choice = None if target.kernels.head_choose is None else _choice_is_equal(target)
-    return Measured(products, attention, _masked_is_equal(target.dtype), mixture, choice)
+    return Measured(products, attention, _masked_is_equal(target.dtype), mixture, choice, rotation)
 
 
 def _product_is_equal(target: Target, subject: Projected) -> bool:
@@ -67,6 +73,20 @@ def _mixture_is_equal(target: Target, subject: Routed) -> bool:
     return _prefixes_are_equal(
         [kernels.experts(subject.experts, x[:rows], eps, kernels.project) for rows in ROWS]
     )
+
+
+def _rotation_is_equal(target: Target, subject: HeadSize) -> bool:
+    """Two heads of each row, and their values."""
+    dim, eps = subject.head_dim, target.text.rms_norm_eps
+    raw, values = (_normal((1, ROWS[-1], 2, dim), subject.dtype, seed) for seed in (8, 9))
+    gain = _normal((dim,), subject.dtype, 10)
+    kinds = {target.text.head_dim_of(kind): kind for kind in target.ropes}
+    passes = []
+    for rows in ROWS:
+        rotation = target.ropes[kinds[dim]].at(PROMPT_ROWS, rows)
+        both = target.kernels.norm_rotate(raw[:, :rows], gain, rotation, eps, values[:, :rows])
+        passes.append(mx.stack([part[0] for part in both if part is not None], axis=1))
+    return _prefixes_are_equal(passes)
 
 
 def _choice_is_equal(target: Target) -> bool:

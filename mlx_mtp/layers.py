@@ -188,11 +188,19 @@ def gated_gelu(gate: mx.array, up: mx.array) -> mx.array:
     return gate / (1 + mx.exp(gate * (slope + slope * 0.044715 * gate * gate))) * up
 
 
+def norm_rotate(
+    raw: mx.array, gain: mx.array, rotation: Rotation, eps: float, values: mx.array | None = None
+) -> tuple[mx.array, mx.array | None]:
+    """raw [B, M, heads, D], gain [D] -> normed and rotated heads; values, if any, normed without a gain."""
+    return rotation(rms_norm(raw, gain, eps)), None if values is None else rms_norm(values, None, eps)
+
+
 def queries_of(kernels: "Kernels", layer: Layer, x: mx.array, rotation: Rotation, batch: int) -> mx.array:
     """x [B * M, H] (normed) -> queries [B, heads, M, D], rotated."""
     shape = (batch, x.shape[0] // batch, -1, layer.q_norm.shape[0])
-    queries = kernels.project(layer.q_proj, x).reshape(shape)
-    return rotation(rms_norm(queries, layer.q_norm, layer.eps)).transpose(0, 2, 1, 3)
+    raw = kernels.project(layer.q_proj, x).reshape(shape)
+    queries, _ = kernels.norm_rotate(raw, layer.q_norm, rotation, layer.eps)
+    return queries.transpose(0, 2, 1, 3)
 
 
 def keys_values_of(
@@ -203,8 +211,9 @@ def keys_values_of(
     shape = (batch, x.shape[0] // batch, -1, layer.k_norm.shape[0])
     raw_keys = kernels.project(layer.k_proj, x).reshape(shape)
     raw_values = raw_keys if layer.v_proj is None else kernels.project(layer.v_proj, x).reshape(shape)
-    keys = rotation(rms_norm(raw_keys, layer.k_norm, layer.eps))
-    return keys.transpose(0, 2, 1, 3), rms_norm(raw_values, None, layer.eps).transpose(0, 2, 1, 3)
+    keys, values = kernels.norm_rotate(raw_keys, layer.k_norm, rotation, layer.eps, raw_values)
+    assert values is not None, "some were given"
+    return keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
 
 
 def run_layer(

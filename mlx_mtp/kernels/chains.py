@@ -19,9 +19,11 @@ from mlx_mtp.kernels.operations import (
     CENTROID_CHOOSE,
     EXPERTS,
     HEAD_CHOOSE,
+    NORM_ROTATE,
     PROJECT,
     AttentionShape,
     Clustered,
+    HeadSize,
     Projected,
     Routed,
     Subject,
@@ -29,7 +31,7 @@ from mlx_mtp.kernels.operations import (
 from mlx_mtp.kernels.specimens import Description, bytes_of, normal, sight_of, specimen
 from mlx_mtp.kernels.table import project
 from mlx_mtp.kernels.trials import EPS, Op
-from mlx_mtp.layers import mixture
+from mlx_mtp.layers import Rope, mixture, norm_rotate
 from mlx_mtp.sampling import choose, sampler_class, sampling_arrays
 from mlx_mtp.weights import Weight
 
@@ -38,6 +40,7 @@ LONG_LINKS = 4  # of operations with more bytes than a chip's caches
 LARGEST_COPY = 32 << 20  # bytes: of larger matrices fewer columns are timed
 WALKED = 256 << 20  # bytes of all copies
 MOST_COPIES = 8
+ROTATED_HEADS = 8
 CONTEXT = 2048  # positions before the rows, where attention has no window
 
 Chain = Callable[[Op], mx.array]
@@ -50,6 +53,8 @@ def chain_of(name: str, description: Description, rows: int) -> Chain:
     subject = copies[0]
     if isinstance(subject, AttentionShape):
         return _attention(name, subject, rows, links)
+    if isinstance(subject, HeadSize):
+        return _rotations(subject, rows)
     x = normal((rows, _width(subject)), subject.dtype, seed=201)
     link = _head_link if name in (HEAD_CHOOSE, CENTROID_CHOOSE) else _row_link
     mx.eval(x)
@@ -132,6 +137,24 @@ def _attention(name: str, shape: AttentionShape, rows: int, links: int) -> Chain
     return build
 
 
+def _rotations(subject: HeadSize, rows: int) -> Chain:
+    """Keys and values of a layer with ROTATED_HEADS of them."""
+    raw, values = normal((2, 1, rows, ROTATED_HEADS, subject.head_dim), subject.dtype, seed=203)
+    gain = normal((subject.head_dim,), subject.dtype, seed=204)
+    half = subject.head_dim // 2
+    rotation = Rope(10_000.0 ** (-mx.arange(half) / half)).at(CONTEXT, rows)
+    mx.eval(raw, values, gain, rotation)
+
+    def build(op: Op) -> mx.array:
+        keys = raw
+        for _ in range(LINKS):
+            keys, normed = op(keys, gain, rotation, EPS, values)
+            keys = keys + normed
+        return keys
+
+    return build
+
+
 def _stock_head(weight: Weight, cap: float | None, hidden: mx.array, *how: Any) -> tuple[mx.array, mx.array]:
     logits = weight.project(hidden)
     return choose(logits if cap is None else mx.tanh(logits / cap) * cap, *how)
@@ -151,6 +174,7 @@ STOCK: dict[str, Op] = {
     EXPERTS: mixture,
     ATTEND: attend,
     ATTEND_TILED: attend_tiled,
+    NORM_ROTATE: norm_rotate,  # type: ignore[dict-item]
     HEAD_CHOOSE: _stock_head,  # type: ignore[dict-item]  # two arrays
     CENTROID_CHOOSE: _stock_clusters,  # type: ignore[dict-item]
 }

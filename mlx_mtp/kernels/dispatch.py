@@ -11,15 +11,17 @@ from mlx_mtp.kernels.operations import (
     ATTEND,
     ATTEND_TILED,
     EXPERTS,
+    NORM_ROTATE,
     PROJECT,
     AttentionShape,
+    HeadSize,
     Operation,
     Projected,
     Routed,
     operation_of,
 )
-from mlx_mtp.kernels.table import Attend, AttendTiled, Mixture, Project
-from mlx_mtp.layers import Experts, mixture
+from mlx_mtp.kernels.table import Attend, AttendTiled, Mixture, NormRotate, Project
+from mlx_mtp.layers import Experts, Rotation, mixture, norm_rotate
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
 
@@ -79,6 +81,24 @@ class _AttendsTiled:
         return kernel(queries, keys, values, first_query, first_key, window)
 
 
+@dataclass(frozen=True, slots=True)
+class _NormRotates:
+    """`norm_rotate` by the size of a head."""
+
+    ours: Mapping[Operation, NormRotate]
+
+    def __call__(
+        self,
+        raw: mx.array,
+        gain: mx.array,
+        rotation: Rotation,
+        eps: float,
+        values: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array | None]:
+        operation = operation_of(NORM_ROTATE, HeadSize(raw.shape[-1], raw.dtype))
+        return self.ours.get(operation, norm_rotate)(raw, gain, rotation, eps, values)
+
+
 def _shape(queries: mx.array, keys: mx.array, window: int | None) -> AttentionShape:
     _, heads, _, dim = queries.shape
     return AttentionShape(heads, keys.shape[1], dim, window, queries.dtype)
@@ -89,4 +109,5 @@ DISPATCH: dict[str, Callable[[Any], Any]] = {
     EXPERTS: _Mixtures,
     ATTEND: _Attends,
     ATTEND_TILED: _AttendsTiled,
+    NORM_ROTATE: _NormRotates,
 }

@@ -8,6 +8,7 @@ import mlx.core as mx
 from mlx_mtp.kernels import (
     centroid_head,
     head_choose,
+    norm_rotate,
     prefill_attention,
     verify_attention,
     verify_experts,
@@ -20,9 +21,11 @@ from mlx_mtp.kernels.operations import (
     CENTROID_CHOOSE,
     EXPERTS,
     HEAD_CHOOSE,
+    NORM_ROTATE,
     PROJECT,
     AttentionShape,
     Clustered,
+    HeadSize,
     Projected,
     Routed,
     Subject,
@@ -62,6 +65,7 @@ FAMILIES: dict[tuple[str, type], Family] = {  # by operation and the kind of its
     (CENTROID_CHOOSE, Clustered): Family(
         centroid_head.centroid_head, centroid_head.reference, _clusters_unsupported
     ),
+    (NORM_ROTATE, HeadSize): Family(norm_rotate.norm_rotate, norm_rotate.reference, norm_rotate.unsupported),
     (EXPERTS, Routed): Family(
         verify_experts.verify_experts, verify_experts.reference, verify_experts.unsupported
     ),

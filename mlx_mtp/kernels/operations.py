@@ -17,7 +17,7 @@ from mlx_mtp.target import Target
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
 PROJECT, EXPERTS, ATTEND, ATTEND_TILED = "project", "experts", "attend", "attend_tiled"
-HEAD_CHOOSE, CENTROID_CHOOSE = "head_choose", "centroid_choose"
+HEAD_CHOOSE, CENTROID_CHOOSE, NORM_ROTATE = "head_choose", "centroid_choose", "norm_rotate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Operation:
     """What a kernel computes, in which sizes, on which format.
 
     shape: project and head_choose (K, N); experts (H, width of an expert, experts, top_k); attend and attend_tiled
-    (heads, kv_heads, head_dim, window or 0); centroid_choose (H, clusters, tokens of one, top_k). format: of the
-    weights, then the activations' type.
+    (heads, kv_heads, head_dim, window or 0); centroid_choose (H, clusters, tokens of one, top_k); norm_rotate
+    (head_dim). format: of the weights, then the activations' type.
     """
 
     name: str
@@ -69,7 +69,16 @@ class Clustered(NamedTuple):
     dtype: mx.Dtype
 
 
-Subject = Projected | Routed | AttentionShape | Clustered  # one example of what an Operation stands for
+class HeadSize(NamedTuple):
+    """Heads that are normed and rotated."""
+
+    head_dim: int
+    dtype: mx.Dtype
+
+
+Subject = (
+    Projected | Routed | AttentionShape | Clustered | HeadSize
+)  # one example of what an Operation stands for
 
 
 def operations_of(target: Target, drafter: Drafter | None) -> dict[Operation, Subject]:
@@ -83,6 +92,7 @@ def operations_of(target: Target, drafter: Drafter | None) -> dict[Operation, Su
     ]
     own = attention_shapes(target.text, target.text, dtype)
     subjects += [(ATTEND, shape) for shape in own.values()]
+    subjects += [(NORM_ROTATE, HeadSize(shape.head_dim, dtype)) for shape in own.values()]
     # In a prefill the last layer with K/V of its own, and those after it, compute one row only.
     tiled = set(target.text.layer_types[: target.text.first_shared_layer - 1])
     subjects += [(ATTEND_TILED, shape) for kind, shape in own.items() if kind in tiled]
@@ -90,6 +100,7 @@ def operations_of(target: Target, drafter: Drafter | None) -> dict[Operation, Su
     if drafter is not None:
         theirs = attention_shapes(target.text, drafter.text, dtype)
         subjects += [(ATTEND, shape) for shape in theirs.values()]
+        subjects += [(NORM_ROTATE, HeadSize(shape.head_dim, dtype)) for shape in theirs.values()]
         subjects.append(head_of(drafter, dtype))
     found: dict[Operation, Subject] = {}
     for name, subject in subjects:
@@ -113,6 +124,8 @@ def operation_of(name: str, subject: Subject) -> Operation:
     elif isinstance(subject, Clustered):
         form = f"{format_of(subject.centroids)}, table {format_of(subject.table)}"
         shape = (subject.centroids.shape[1], *subject.members.shape, subject.top_k)
+    elif isinstance(subject, HeadSize):
+        form, shape = "heads", (subject.head_dim,)
     else:
         form, shape = "K/V", (*subject[:3], subject.window or 0)
     return Operation(name, shape, f"{form}, {_name(subject.dtype)}")

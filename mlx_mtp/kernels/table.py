@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import mlx.core as mx
 
 from mlx_mtp.attention import Sight, attend, attend_tiled
-from mlx_mtp.layers import mixture
+from mlx_mtp.layers import mixture, norm_rotate
 
 if TYPE_CHECKING:
-    from mlx_mtp.layers import Experts
+    from mlx_mtp.layers import Experts, Rotation
     from mlx_mtp.sampling import SamplerClass
     from mlx_mtp.weights import Weight
 
@@ -65,6 +65,19 @@ class AttendTiled(Protocol):
         first_key: int,
         window: int | None,
     ) -> mx.array: ...
+
+
+class NormRotate(Protocol):
+    """raw [B, M, heads, D], gain [D] -> heads normed and rotated to their positions; values normed without a gain."""
+
+    def __call__(
+        self,
+        raw: mx.array,
+        gain: mx.array,
+        rotation: "Rotation",
+        eps: float,
+        values: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array | None]: ...
 
 
 class HeadChoose(Protocol):
@@ -115,6 +128,7 @@ class Kernels:
     experts: Mixture = mixture
     attend: Attend = attend
     attend_tiled: AttendTiled = attend_tiled
+    norm_rotate: NormRotate = norm_rotate
     head_choose: HeadChoose | None = None  # None: all logits, then `sampling.choose`
     centroid_choose: CentroidChoose | None = None
 

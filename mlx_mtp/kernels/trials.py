@@ -14,12 +14,14 @@ from mlx_mtp.kernels.operations import (
     HEAD_CHOOSE,
     AttentionShape,
     Clustered,
+    HeadSize,
     Projected,
     Routed,
     Subject,
 )
 from mlx_mtp.kernels.specimens import name_of, normal, sight_of
 from mlx_mtp.kernels.table import project
+from mlx_mtp.layers import Rope, Rotation
 
 Op = Callable[..., mx.array]  # a kernel or its reference, called as a pass calls it
 
@@ -54,6 +56,8 @@ def trial_of(name: str, subject: Subject, sizes: Sequence[int]) -> Trial | None:
         return _products(subject, sizes)
     if isinstance(subject, Routed):
         return _mixtures(subject, sizes)
+    if isinstance(subject, HeadSize):
+        return _rotations(subject, sizes)
     if isinstance(subject, AttentionShape) and name in (ATTEND, ATTEND_TILED):
         return _attention(subject, sizes) if name == ATTEND else _chunks(subject, sizes)
     return None
@@ -178,6 +182,30 @@ def _chunks(shape: AttentionShape, sizes: Sequence[int]) -> Trial:
         Arrangement("from the middle on", lambda op: call(op, later[0], count, spare // 2), later)
     )
     return Trial(lambda op, i: call(op, i, i + 1), tuple(arranged), why_far)
+
+
+def _rotations(subject: HeadSize, sizes: Sequence[int]) -> Trial:
+    """Two heads a row, and their values; a row's result is all of it."""
+    count, dim = max(sizes), subject.head_dim
+    raw, values = normal((2, count, 2, dim), subject.dtype, seed=109)
+    gain = 1 + 0.1 * normal((dim,), subject.dtype, seed=110)
+    rope = Rope(10_000.0 ** (-mx.arange(dim // 2) / (dim // 2)))
+    rotation = rope.at(KEYS, count)
+
+    def call(op: Op, rows: Sequence[int], batch: int = 1) -> mx.array:
+        at = mx.array(list(rows))
+        turned = Rotation(*(part[0, at].reshape(batch, -1, *part.shape[2:]) for part in rotation))
+        heads, own_values = (part[at].reshape(batch, -1, 2, dim) for part in (raw, values))
+        both = op(heads, gain, turned, EPS, own_values)
+        return mx.concatenate([part.reshape(len(at), -1) for part in both], axis=-1)
+
+    arranged = _at_once(sizes, lambda op, m: call(op, range(m)))
+    places, paired = _shuffled(count), tuple(range(count // 2 * 2))
+    arranged.append(Arrangement("in another order", lambda op: call(op, places), places))
+    arranged.append(Arrangement("as a batch of 2", lambda op: call(op, paired, 2), paired))
+    # Rounded after the norm, after the gain and after the rotation, which adds two of them.
+    slack = _unit(subject.dtype) + 1e-4
+    return Trial(lambda op, i: call(op, [i]), tuple(arranged), partial(why_far, slack=slack))
 
 
 def _heads(subject: Projected | Clustered, sizes: Sequence[int]) -> Trial:
