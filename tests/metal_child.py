@@ -1,6 +1,6 @@
 """The test process on a machine without Metal: kernels run as Metal source on the CPU, one of them broken if asked.
 
-    python metal_child.py [fault]
+python metal_child.py [fault]
 """
 
 import os
@@ -29,7 +29,11 @@ def wrong_value(x: mx.array, y: mx.array) -> mx.array:
 def other_bits_by_rows(x: mx.array, y: mx.array) -> mx.array:
     """The least bit of a value, and only among 4 rows or more."""
     rows = x.size // x.shape[-1]
-    return y if rows < 4 else mx.concatenate([y[..., :1].view(mx.uint16) ^ 1, y[..., 1:].view(mx.uint16)], -1).view(y.dtype)
+    return (
+        y
+        if rows < 4
+        else mx.concatenate([y[..., :1].view(mx.uint16) ^ 1, y[..., 1:].view(mx.uint16)], -1).view(y.dtype)
+    )
 
 
 def raises(x: mx.array, y: mx.array) -> mx.array:
