@@ -85,6 +85,11 @@ BROKEN = {  # what is wrong: (broken, its twin, what the fault says)
         I + "y[i] = x[i];",
         "race: write of y",
     ),
+    "another threadgroup's output behind a barrier": (
+        I + "y[i] = x[i];\nthreadgroup_barrier(mem_flags::mem_device);\nif (i >= 32) y[i] += y[i - 32];",
+        I + "y[i] = x[i];\nthreadgroup_barrier(mem_flags::mem_device);\nif (i >= 32) y[i] += x[i - 32];",
+        "race: read of y|race: write of y|uninitialised read of y",
+    ),
     "a read behind the end": (
         I + "y[i] = x[i + 1];",
         I + "y[i] = x[min(i + 1, 63u)];",
@@ -135,6 +140,11 @@ BROKEN = {  # what is wrong: (broken, its twin, what the fault says)
         I + "float v = simd_sum(x[i]);\ny[i] = i % 2 ? v : x[i];",
         "divergent simd_sum at line .*: lanes aaaaaaaa of ffffffff",
     ),
+    "a simd operation that some lanes have left": (
+        I + "if (i % 32 >= 16) return;\ny[i] = simd_sum(x[i]);",
+        I + "float v = simd_sum(x[i]);\nif (i % 32 < 16) y[i] = v;",
+        "divergent simd_sum at line .*: lanes 0000ffff of ffffffff",
+    ),
     "misaligned vectors": (
         I + "y[i] = ((const device float4*)(x + 1))[i % 8].x;",
         I + "y[i] = ((const device float4*)x)[i % 8].x;",
@@ -151,7 +161,7 @@ BROKEN = {  # what is wrong: (broken, its twin, what the fault says)
         "division by zero",
     ),
 }
-TWO_GROUPS = {"two threadgroups write one place": 32}
+TWO_GROUPS = {"two threadgroups write one place": 32, "another threadgroup's output behind a barrier": 32}
 
 
 def run(body: str, what: str) -> None:

@@ -96,10 +96,10 @@ ORDER_SEEN = """
 """
 
 
-def turns() -> list[int]:
-    """At which turn each of 4 threadgroups of 32 threads came to its atomic."""
+def turns(group: int = 32) -> list[int]:
+    """At which turn each of 128 threads came to its atomic."""
     outputs = {"y": ((128,), mx.uint32), "turn": ((8,), mx.uint32)}
-    y, _ = snippet(ORDER_SEEN, {}, outputs, 128, 32, init_value=0)
+    y, _ = snippet(ORDER_SEEN, {}, outputs, 128, group, init_value=0)
     return np.array(y).tolist()
 
 
@@ -112,6 +112,7 @@ def test_orders(metal):
         metal.settings(order="random", seed=seed)
         seen.append(turns())
         assert sorted(seen[-1]) == list(range(128)) and seen[-1] != list(range(128))
+        assert turns(group=128) != list(range(128))  # threads are shuffled as well as threadgroups
     assert seen[0] == seen[2] != seen[1]
 
 
