@@ -4,7 +4,7 @@
     python bench/cost_model.py bench/results/launches.json --write    # put them there
 
 Nothing here was measured on a Mac by us. Inputs are the launches counted by launches.py, the sizes of the published
-shapes, and the published figures of chips.py; the check against published speeds shows how far off it is.
+shapes, and the published figures of mlx_mtp/chips.py; the check against published speeds shows how far off it is.
 """
 
 import argparse
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chips import (
+from chips import PUBLISHED, Published
+from synthetic import configs_of
+
+from mlx_mtp.chips import (
     ALU_REACHED,
     BANDWIDTH_REACHED,
     CHIPS,
@@ -23,17 +26,13 @@ from chips import (
     LAUNCH_SECONDS,
     OTHERS,
     OVERLAP,
-    PUBLISHED,
     ROWS_ATTENTION,
     SKINNY,
     STOCK_ATTENTION,
     Chip,
     Curve,
-    Published,
     stock_curve,
 )
-from synthetic import configs_of
-
 from mlx_mtp.config import SLIDING, DrafterConfig, TargetConfig, TextConfig
 from mlx_mtp.published_configs import SIZES
 from mlx_mtp.tensor_names import expected_tensors
@@ -121,7 +120,7 @@ WAYS = (STOCK, CAUTIOUS, BOUND)
 
 def pass_seconds(size: Bytes, chip: Chip, rows: int, launches: float, way: Way) -> float:
     """One pass of `rows` rows; launches and memory traffic are taken to follow each other."""
-    bandwidth = chip.gb_per_second * 1e9 * BANDWIDTH_REACHED
+    bandwidth = chip.gb_per_s * 1e9 * BANDWIDTH_REACHED
     operations = 2 * size.products * rows / (chip.tflops * 1e12 * ALU_REACHED)
     if way.dense is None:
         dense = max(size.dense / bandwidth, operations)
@@ -215,7 +214,7 @@ def chip_table() -> str:
     """The figures that the predictions start from."""
     head = "| chip | GB/s | TFLOPS | source |\n|---|---|---|---|\n"
     return head + "".join(
-        f"| {chip.name} | {chip.gb_per_second:g} | {chip.tflops:g} | {chip.source} |\n"
+        f"| {chip.name} | {chip.gb_per_s:g} | {chip.tflops:g} | {chip.source} |\n"
         for chip in (*CHIPS, *OTHERS)
     )
 
