@@ -13,6 +13,8 @@ import pytest
 
 from kernel_pairs import quantised_pair
 from mlx_mtp.cli import kernel_tests
+from mlx_mtp.cli.chat import _converse
+from mlx_mtp.cli.interrupts import Interrupts
 from mlx_mtp.kernels import on_machine
 from mlx_mtp.kernels.on_machine import jobs_of, plan_for, run_after_first_reply, run_of
 from mlx_mtp.kernels.operations import ATTEND_TILED, Operation, operations_of
@@ -276,6 +278,37 @@ def test_a_chat_tests_while_somebody_types(monkeypatch, capsys):
     assert "kernels tested: " in said and " of 2 operations" in said
     tests.resume()
     assert tests._thread is None and capsys.readouterr().err == ""
+
+
+def test_a_chat_tests_after_its_first_reply_and_never_during_one(monkeypatch):
+    events: list[str] = []
+
+    class Chat:
+        stats = None
+
+        def say(self, text: str) -> None:
+            events.append("reply")
+            self.stats = 1
+
+    class Tests:
+        def resume(self) -> None:
+            events.append("test")
+
+        def pause(self) -> None:
+            events.append("stop")
+
+    lines = iter(["", "Why?", "/help", "And then?"])
+
+    def read() -> str:
+        events.append("wait")
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    _converse(Chat(), read, Interrupts(), Tests())
+    waits = ["test", "wait", "stop"]
+    assert events == ["wait", "stop", "wait", "stop", "reply", *waits, *waits, "reply", *waits]
 
 
 def test_a_chat_without_metal_or_without_a_terminal_tests_nothing(monkeypatch, capsys):

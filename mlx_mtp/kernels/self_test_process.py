@@ -15,12 +15,14 @@ from typing import Any, TextIO
 import mlx.core as mx
 
 from mlx_mtp.kernels.families import FAMILIES, Family, key_of
+from mlx_mtp.kernels.operations import HEAD_CHOOSE
 from mlx_mtp.kernels.race import REPEATS, race_operation
 from mlx_mtp.kernels.results import raced_entry, tested_entry
 from mlx_mtp.kernels.self_test import SIZES, check_operation
 from mlx_mtp.kernels.specimens import specimen
 
 COLUMNS = 1024  # of a tested matrix: sums are as long as in the model, only fewer
+HEAD_COLUMNS = 16_384  # of a head's: many parts of the vocabulary, whose best are merged
 SEED = 401
 
 
@@ -53,7 +55,8 @@ def answer_all(asked: dict[str, Any], answers: TextIO) -> None:
 def _answer(one: dict[str, Any], asked: dict[str, Any], say: Any) -> None:
     name, description = one["name"], one["description"]
     say(step="random numbers")
-    subject = specimen(description, seed=SEED, columns=asked["columns"] or COLUMNS)
+    columns = HEAD_COLUMNS if name == HEAD_CHOOSE else COLUMNS
+    subject = specimen(description, seed=SEED, columns=asked["columns"] or columns)
     family: Family = FAMILIES[key_of(name, subject)]
     tested = check_operation(
         name,
