@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from mlx_mtp.chips import CHIPS, OTHERS
+
+__all__ = ["CHIPS", "OTHERS", "PUBLISHED", "Published"]
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
