@@ -66,17 +66,19 @@ def verdicts_of(compared: Compared, here: Here) -> tuple[OpVerdict, ...]:
 
 def _judged(graph: Graph, here: Here, compared: Compared) -> Counter[tuple[str, bool | None, str]]:
     found: Counter[tuple[str, bool | None, str]] = Counter()
-    roots = _fixed(graph)
+    roots, in_base = _fixed(graph), compared.traces.base.counts()
     for op, nodes in graph.by_op().items():
+        paired = len(nodes) == in_base[op]
         for i, node in enumerate(nodes):
-            changed = compared.constants.get((op, i))
+            key = (op, i if paired else -1)  # of which nothing is known
+            changed = compared.constants.get(key)
             if changed:
                 found[op, False, f"a constant that changes with {', '.join(sorted(changed))}"] += 1
                 continue
             setting = Setting(
                 here,
-                varies=compared.lengths.get((op, i), frozenset()),
-                resized=compared.shapes.get((op, i), frozenset()),
+                varies=compared.lengths.get(key, frozenset()),
+                resized=compared.shapes.get(key, frozenset()),
                 fixed=len(node.inputs) > 1 and node.inputs[1].name in roots,
             )
             invariant, reason = judge(node, setting)

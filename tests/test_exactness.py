@@ -193,7 +193,7 @@ FAULTS: dict[str, tuple[Project, str, str]] = {
     "a sum over rows": (
         lambda w, x: w.project(x) - w.project(x).sum(axis=-2, keepdims=True),
         "Reduce",
-        "several rows",
+        "adds up values of several rows",
     ),
     "a product of rows": (
         lambda w, x: (x @ x.swapaxes(-1, -2)) @ w.project(x),
