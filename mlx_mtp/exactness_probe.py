@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_mtp.config import FULL, SLIDING
 from mlx_mtp.exactness_rules import Measured
 from mlx_mtp.kernels.operations import (
+    ADD_NORM,
     ATTEND,
     EXPERTS,
     NORM_ROTATE,
@@ -41,6 +42,7 @@ def measure(target: Target) -> Measured:
     attention: dict[int, bool] = {}
     mixture: bool | None = None
     rotation: bool | None = None
+    addition: bool | None = None
     for operation, subject in operations_of(target, None).items():
         if operation.name == PROJECT:
             assert isinstance(subject, Projected)
@@ -56,8 +58,10 @@ def measure(target: Target) -> Measured:
         elif operation.name == NORM_ROTATE:
             assert isinstance(subject, HeadSize)
             rotation = (rotation is not False) and _rotation_is_equal(target, subject)
+        elif operation.name == ADD_NORM:
+            addition = _addition_is_equal(target)
     choice = None if target.kernels.head_choose is None else _choice_is_equal(target)
-    return Measured(products, attention, _masked_is_equal(target.dtype), mixture, choice, rotation)
+    return Measured(products, attention, _masked_is_equal(target.dtype), mixture, choice, rotation, addition)
 
 
 def _product_is_equal(target: Target, subject: Projected) -> bool:
@@ -86,6 +90,19 @@ def _rotation_is_equal(target: Target, subject: HeadSize) -> bool:
         rotation = target.ropes[kinds[dim]].at(PROMPT_ROWS, rows)
         both = target.kernels.norm_rotate(raw[:, :rows], gain, rotation, eps, values[:, :rows])
         passes.append(mx.stack([part[0] for part in both if part is not None], axis=1))
+    return _prefixes_are_equal(passes)
+
+
+def _addition_is_equal(target: Target) -> bool:
+    """All three ways in which a layer adds to its rows."""
+    width, eps = target.text.hidden_size, target.text.rms_norm_eps
+    x, y = (_normal((ROWS[-1], width), target.dtype, seed) for seed in (11, 12))
+    gain, scalar = _normal((width,), target.dtype, 13), mx.array([0.6], target.dtype)
+    add, passes = target.kernels.add_norm, []
+    for rows in ROWS:
+        own = (x[:rows], y[:rows], gain, eps)
+        made = [*add(*own), *add(*own, scalar=scalar), *add(*own, then=gain)]
+        passes.append(mx.concatenate([part for part in made if part is not None], axis=-1))
     return _prefixes_are_equal(passes)
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_mtp import exactness_metal as metal
 from mlx_mtp.exactness_graph import Node
 from mlx_mtp.exactness_metal import Answer, Backend
-from mlx_mtp.kernels.operations import ATTEND, EXPERTS, NORM_ROTATE, PROJECT
+from mlx_mtp.kernels.operations import ADD_NORM, ATTEND, EXPERTS, NORM_ROTATE, PROJECT
 
 SUMS = (2, 3)  # Reduce: And, Or, Sum, Prod, Min, Max
 ASSIGNS = {"Scatter": 4, "ScatterAxis": 1, "SliceUpdate": 4}  # their ReduceType None
@@ -25,7 +25,8 @@ class Measured:
     """What bitwise comparisons of rows in passes of 1 to 17 found on this machine; empty: nothing was compared.
 
     products by (K, N), attention by head size, masked for a softmax over more masked keys, mixture for all layers of
-    experts, choice for head and choice of tokens in one, rotation for the norm and rotation of heads; True where equal.
+    experts, choice for head and choice of tokens in one, rotation for the norm and rotation of heads, addition for
+    residual rows with their norms; True where equal.
     """
 
     products: Mapping[tuple[int, int], bool] = field(default_factory=dict)
@@ -34,10 +35,16 @@ class Measured:
     mixture: bool | None = None
     choice: bool | None = None
     rotation: bool | None = None
+    addition: bool | None = None
 
     def of(self, operation: str) -> bool | None:
         """Whether all of one operation's comparisons were equal; None where there were none."""
-        alone = {EXPERTS: self.mixture, HEAD_CHOOSE: self.choice, NORM_ROTATE: self.rotation}
+        alone = {
+            EXPERTS: self.mixture,
+            HEAD_CHOOSE: self.choice,
+            NORM_ROTATE: self.rotation,
+            ADD_NORM: self.addition,
+        }
         if operation in alone:
             return alone[operation]
         found = self.products if operation == PROJECT else self.attention
@@ -236,6 +243,7 @@ KERNELS: dict[str, str] = {
     "verify_attention": ATTEND,
     "verify_experts": EXPERTS,
     "norm_rotate": NORM_ROTATE,
+    "add_norm": ADD_NORM,
     "head": HEAD_CHOOSE,
     "choose": HEAD_CHOOSE,
 }

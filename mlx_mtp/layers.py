@@ -216,6 +216,21 @@ def keys_values_of(
     return keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
 
 
+def add_norm(
+    x: mx.array,
+    y: mx.array,
+    gain: mx.array,
+    eps: float,
+    *,
+    scalar: mx.array | None = None,
+    then: mx.array | None = None,
+) -> tuple[mx.array, mx.array | None]:
+    """x, y [N, H] -> (x + y normed) * scalar, and that normed with the gain `then`, if there is one."""
+    total = x + rms_norm(y, gain, eps)
+    total = total if scalar is None else total * scalar
+    return total, None if then is None else rms_norm(total, then, eps)
+
+
 def run_layer(
     kernels: "Kernels",
     layer: Layer,
@@ -228,24 +243,28 @@ def run_layer(
     Rows of all batch members stand in one axis: a product of three axes is four operations for MLX, not one.
     """
     attended = kernels.project(layer.o_proj, attention(rms_norm(x, layer.input_norm, layer.eps)))
-    x = x + rms_norm(attended, layer.post_attention_norm, layer.eps)
-    x = x + rms_norm(_feed_forward(kernels, layer, x), layer.post_feedforward_norm, layer.eps)
+    eps, is_gated = layer.eps, layer.per_layer_input is not None
+    x, normed = kernels.add_norm(x, attended, layer.post_attention_norm, eps, then=layer.pre_feedforward_norm)
+    assert normed is not None, "its gain was given"
+    fed = _feed_forward(kernels, layer, x, normed)
+    scalar = None if is_gated else layer.layer_scalar
+    x, _ = kernels.add_norm(x, fed, layer.post_feedforward_norm, eps, scalar=scalar)
     if layer.per_layer_input is not None:
         assert per_layer_input is not None, "the layer has a gate for an embedding of its own"
         gate = gated_gelu(kernels.project(layer.per_layer_input.gate, x), per_layer_input)
         projected = kernels.project(layer.per_layer_input.projection, gate)
-        x = x + rms_norm(projected, layer.per_layer_input.post_norm, layer.eps)
-    return x * layer.layer_scalar
+        x, _ = kernels.add_norm(x, projected, layer.per_layer_input.post_norm, eps, scalar=layer.layer_scalar)
+    return x
 
 
-def _feed_forward(kernels: "Kernels", layer: Layer, x: mx.array) -> mx.array:
-    normed = rms_norm(x, layer.pre_feedforward_norm, layer.eps)
+def _feed_forward(kernels: "Kernels", layer: Layer, x: mx.array, normed: mx.array) -> mx.array:
+    """The residual stream [N, H] and what the dense MLP takes of it -> what is added to it, not yet normed."""
     gated = gated_gelu(kernels.project(layer.gate_proj, normed), kernels.project(layer.up_proj, normed))
     dense = kernels.project(layer.down_proj, gated)
     if layer.experts is None:
         return dense
     routed = kernels.experts(layer.experts, x, layer.eps, kernels.project)
-    return rms_norm(dense, layer.experts.post_norm_of_mlp, layer.eps) + routed
+    return kernels.add_norm(routed, dense, layer.experts.post_norm_of_mlp, layer.eps)[0]
 
 
 def mixture(experts: Experts, x: mx.array, eps: float, project: "Project") -> mx.array:

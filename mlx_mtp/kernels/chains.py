@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_mtp.attention import attend, attend_tiled
 from mlx_mtp.kernels.head_trials import CAP, GREEDY
 from mlx_mtp.kernels.operations import (
+    ADD_NORM,
     ATTEND,
     ATTEND_TILED,
     CENTROID_CHOOSE,
@@ -26,12 +27,13 @@ from mlx_mtp.kernels.operations import (
     HeadSize,
     Projected,
     Routed,
+    RowSize,
     Subject,
 )
 from mlx_mtp.kernels.specimens import Description, bytes_of, normal, sight_of, specimen
 from mlx_mtp.kernels.table import project
 from mlx_mtp.kernels.trials import EPS, Op
-from mlx_mtp.layers import Rope, mixture, norm_rotate
+from mlx_mtp.layers import Rope, add_norm, mixture, norm_rotate
 from mlx_mtp.sampling import choose, sampler_class, sampling_arrays
 from mlx_mtp.weights import Weight
 
@@ -53,6 +55,8 @@ def chain_of(name: str, description: Description, rows: int) -> Chain:
     subject = copies[0]
     if isinstance(subject, AttentionShape):
         return _attention(name, subject, rows, links)
+    if isinstance(subject, RowSize):
+        return _additions(subject, rows)
     if isinstance(subject, HeadSize):
         return _rotations(subject, rows)
     x = normal((rows, _width(subject)), subject.dtype, seed=201)
@@ -155,6 +159,23 @@ def _rotations(subject: HeadSize, rows: int) -> Chain:
     return build
 
 
+def _additions(subject: RowSize, rows: int) -> Chain:
+    """As a layer has them: one normed again, one scaled."""
+    x = normal((rows, subject.width), subject.dtype, seed=205)
+    gain = normal((subject.width,), subject.dtype, seed=206)
+    scalar = mx.array([0.5], subject.dtype)
+    mx.eval(x, gain, scalar)
+
+    def build(op: Op) -> mx.array:
+        after = x
+        for _ in range(LINKS):
+            after, normed = op(after, x, gain, EPS, then=gain)
+            after, _ = op(after, normed, gain, EPS, scalar=scalar)
+        return after
+
+    return build
+
+
 def _stock_head(weight: Weight, cap: float | None, hidden: mx.array, *how: Any) -> tuple[mx.array, mx.array]:
     logits = weight.project(hidden)
     return choose(logits if cap is None else mx.tanh(logits / cap) * cap, *how)
@@ -175,6 +196,7 @@ STOCK: dict[str, Op] = {
     ATTEND: attend,
     ATTEND_TILED: attend_tiled,
     NORM_ROTATE: norm_rotate,  # type: ignore[dict-item]
+    ADD_NORM: add_norm,  # type: ignore[dict-item]
     HEAD_CHOOSE: _stock_head,  # type: ignore[dict-item]  # two arrays
     CENTROID_CHOOSE: _stock_clusters,  # type: ignore[dict-item]
 }

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from mlx_mtp.attention import Sight, attend, attend_tiled
 from mlx_mtp.kernels.operations import (
+    ADD_NORM,
     ATTEND,
     ATTEND_TILED,
     EXPERTS,
@@ -18,10 +19,11 @@ from mlx_mtp.kernels.operations import (
     Operation,
     Projected,
     Routed,
+    RowSize,
     operation_of,
 )
-from mlx_mtp.kernels.table import Attend, AttendTiled, Mixture, NormRotate, Project
-from mlx_mtp.layers import Experts, Rotation, mixture, norm_rotate
+from mlx_mtp.kernels.table import AddNorm, Attend, AttendTiled, Mixture, NormRotate, Project
+from mlx_mtp.layers import Experts, Rotation, add_norm, mixture, norm_rotate
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
 
@@ -99,6 +101,26 @@ class _NormRotates:
         return self.ours.get(operation, norm_rotate)(raw, gain, rotation, eps, values)
 
 
+@dataclass(frozen=True, slots=True)
+class _AddNorms:
+    """`add_norm` by the width of a row."""
+
+    ours: Mapping[Operation, AddNorm]
+
+    def __call__(
+        self,
+        x: mx.array,
+        y: mx.array,
+        gain: mx.array,
+        eps: float,
+        *,
+        scalar: mx.array | None = None,
+        then: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array | None]:
+        operation = operation_of(ADD_NORM, RowSize(x.shape[-1], x.dtype))
+        return self.ours.get(operation, add_norm)(x, y, gain, eps, scalar=scalar, then=then)
+
+
 def _shape(queries: mx.array, keys: mx.array, window: int | None) -> AttentionShape:
     _, heads, _, dim = queries.shape
     return AttentionShape(heads, keys.shape[1], dim, window, queries.dtype)
@@ -110,4 +132,5 @@ DISPATCH: dict[str, Callable[[Any], Any]] = {
     ATTEND: _Attends,
     ATTEND_TILED: _AttendsTiled,
     NORM_ROTATE: _NormRotates,
+    ADD_NORM: _AddNorms,
 }

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_mtp.kernels import (
+    add_norm,
     centroid_head,
     head_choose,
     norm_rotate,
@@ -16,6 +17,7 @@ from mlx_mtp.kernels import (
     verify_qmm,
 )
 from mlx_mtp.kernels.operations import (
+    ADD_NORM,
     ATTEND,
     ATTEND_TILED,
     CENTROID_CHOOSE,
@@ -28,6 +30,7 @@ from mlx_mtp.kernels.operations import (
     HeadSize,
     Projected,
     Routed,
+    RowSize,
     Subject,
 )
 from mlx_mtp.sampling import MAX_CANDIDATES, Sampling, sampler_class
@@ -65,6 +68,7 @@ FAMILIES: dict[tuple[str, type], Family] = {  # by operation and the kind of its
     (CENTROID_CHOOSE, Clustered): Family(
         centroid_head.centroid_head, centroid_head.reference, _clusters_unsupported
     ),
+    (ADD_NORM, RowSize): Family(add_norm.add_norm, add_norm.reference, add_norm.unsupported),
     (NORM_ROTATE, HeadSize): Family(norm_rotate.norm_rotate, norm_rotate.reference, norm_rotate.unsupported),
     (EXPERTS, Routed): Family(
         verify_experts.verify_experts, verify_experts.reference, verify_experts.unsupported

@@ -17,7 +17,8 @@ from mlx_mtp.target import Target
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
 PROJECT, EXPERTS, ATTEND, ATTEND_TILED = "project", "experts", "attend", "attend_tiled"
-HEAD_CHOOSE, CENTROID_CHOOSE, NORM_ROTATE = "head_choose", "centroid_choose", "norm_rotate"
+HEAD_CHOOSE, CENTROID_CHOOSE = "head_choose", "centroid_choose"
+NORM_ROTATE, ADD_NORM = "norm_rotate", "add_norm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Operation:
 
     shape: project and head_choose (K, N); experts (H, width of an expert, experts, top_k); attend and attend_tiled
     (heads, kv_heads, head_dim, window or 0); centroid_choose (H, clusters, tokens of one, top_k); norm_rotate
-    (head_dim). format: of the weights, then the activations' type.
+    (head_dim); add_norm (H). format: of the weights, then the activations' type.
     """
 
     name: str
@@ -76,9 +77,15 @@ class HeadSize(NamedTuple):
     dtype: mx.Dtype
 
 
-Subject = (
-    Projected | Routed | AttentionShape | Clustered | HeadSize
-)  # one example of what an Operation stands for
+class RowSize(NamedTuple):
+    """Rows that are normed and added."""
+
+    width: int
+    dtype: mx.Dtype
+
+
+# One example of what an Operation stands for.
+Subject = Projected | Routed | AttentionShape | Clustered | HeadSize | RowSize
 
 
 def operations_of(target: Target, drafter: Drafter | None) -> dict[Operation, Subject]:
@@ -93,6 +100,7 @@ def operations_of(target: Target, drafter: Drafter | None) -> dict[Operation, Su
     own = attention_shapes(target.text, target.text, dtype)
     subjects += [(ATTEND, shape) for shape in own.values()]
     subjects += [(NORM_ROTATE, HeadSize(shape.head_dim, dtype)) for shape in own.values()]
+    subjects.append((ADD_NORM, RowSize(target.text.hidden_size, dtype)))
     # In a prefill the last layer with K/V of its own, and those after it, compute one row only.
     tiled = set(target.text.layer_types[: target.text.first_shared_layer - 1])
     subjects += [(ATTEND_TILED, shape) for kind, shape in own.items() if kind in tiled]
@@ -101,6 +109,7 @@ def operations_of(target: Target, drafter: Drafter | None) -> dict[Operation, Su
         theirs = attention_shapes(target.text, drafter.text, dtype)
         subjects += [(ATTEND, shape) for shape in theirs.values()]
         subjects += [(NORM_ROTATE, HeadSize(shape.head_dim, dtype)) for shape in theirs.values()]
+        subjects.append((ADD_NORM, RowSize(drafter.text.hidden_size, dtype)))
         subjects.append(head_of(drafter, dtype))
     found: dict[Operation, Subject] = {}
     for name, subject in subjects:
@@ -126,6 +135,8 @@ def operation_of(name: str, subject: Subject) -> Operation:
         shape = (subject.centroids.shape[1], *subject.members.shape, subject.top_k)
     elif isinstance(subject, HeadSize):
         form, shape = "heads", (subject.head_dim,)
+    elif isinstance(subject, RowSize):
+        form, shape = "rows", (subject.width,)
     else:
         form, shape = "K/V", (*subject[:3], subject.window or 0)
     return Operation(name, shape, f"{form}, {_name(subject.dtype)}")

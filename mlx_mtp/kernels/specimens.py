@@ -9,7 +9,15 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_mtp.attention import Sight, fold_mask
-from mlx_mtp.kernels.operations import AttentionShape, Clustered, HeadSize, Projected, Routed, Subject
+from mlx_mtp.kernels.operations import (
+    AttentionShape,
+    Clustered,
+    HeadSize,
+    Projected,
+    Routed,
+    RowSize,
+    Subject,
+)
 from mlx_mtp.layers import Experts
 from mlx_mtp.verify import positions_in_ring
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
@@ -56,6 +64,8 @@ def specimen(description: Description, *, seed: int, columns: int | None = None)
         centroids = random_weight(description["centroids"], seed=seed)
         table = random_weight(description["table"], seed=seed + 2)
         return Clustered(centroids, ids.reshape(members), description["top_k"], table, dtype)
+    if "width" in description:
+        return RowSize(description["width"], dtype)
     if "kv_heads" not in description:
         return HeadSize(description["head_dim"], dtype)
     return AttentionShape(**{**description, "dtype": dtype})

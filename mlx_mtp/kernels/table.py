@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import mlx.core as mx
 
 from mlx_mtp.attention import Sight, attend, attend_tiled
-from mlx_mtp.layers import mixture, norm_rotate
+from mlx_mtp.layers import add_norm, mixture, norm_rotate
 
 if TYPE_CHECKING:
     from mlx_mtp.layers import Experts, Rotation
@@ -80,6 +80,21 @@ class NormRotate(Protocol):
     ) -> tuple[mx.array, mx.array | None]: ...
 
 
+class AddNorm(Protocol):
+    """x, y [N, H] -> (x + y normed) * scalar, and that normed with the gain `then`, if there is one; not both."""
+
+    def __call__(
+        self,
+        x: mx.array,
+        y: mx.array,
+        gain: mx.array,
+        eps: float,
+        *,
+        scalar: mx.array | None = None,
+        then: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array | None]: ...
+
+
 class HeadChoose(Protocol):
     """hidden [B, M, H] of positions [B, M], the head's matrix, the softcap -> tokens [B, M] uint32, valid [B, M].
 
@@ -129,6 +144,7 @@ class Kernels:
     attend: Attend = attend
     attend_tiled: AttendTiled = attend_tiled
     norm_rotate: NormRotate = norm_rotate
+    add_norm: AddNorm = add_norm
     head_choose: HeadChoose | None = None  # None: all logits, then `sampling.choose`
     centroid_choose: CentroidChoose | None = None
 

@@ -17,6 +17,7 @@ from mlx_mtp.kernels.operations import (
     HeadSize,
     Projected,
     Routed,
+    RowSize,
     Subject,
 )
 from mlx_mtp.kernels.specimens import name_of, normal, sight_of
@@ -56,6 +57,8 @@ def trial_of(name: str, subject: Subject, sizes: Sequence[int]) -> Trial | None:
         return _products(subject, sizes)
     if isinstance(subject, Routed):
         return _mixtures(subject, sizes)
+    if isinstance(subject, RowSize):
+        return _additions(subject, sizes)
     if isinstance(subject, HeadSize):
         return _rotations(subject, sizes)
     if isinstance(subject, AttentionShape) and name in (ATTEND, ATTEND_TILED):
@@ -205,6 +208,27 @@ def _rotations(subject: HeadSize, sizes: Sequence[int]) -> Trial:
     arranged.append(Arrangement("as a batch of 2", lambda op: call(op, paired, 2), paired))
     # Rounded after the norm, after the gain and after the rotation, which adds two of them.
     slack = _unit(subject.dtype) + 1e-4
+    return Trial(lambda op, i: call(op, [i]), tuple(arranged), partial(why_far, slack=slack))
+
+
+def _additions(subject: RowSize, sizes: Sequence[int]) -> Trial:
+    """Of each row what is added, what is scaled and what is normed again."""
+    count, width, dtype = max(sizes), subject.width, subject.dtype
+    x, y = normal((2, count, width), dtype, seed=111)
+    gain, then = 1 + 0.1 * normal((2, width), dtype, seed=112)
+    scalar = mx.array([0.6], dtype)
+
+    def call(op: Op, rows: Sequence[int]) -> mx.array:
+        own_x, own_y = (part[mx.array(list(rows))] for part in (x, y))
+        made = [op(own_x, own_y, gain, EPS), op(own_x, own_y, gain, EPS, scalar=scalar)]
+        parts = [made[0][0], made[1][0], *op(own_x, own_y, gain, EPS, then=then)]
+        return mx.concatenate(parts, axis=-1)
+
+    arranged = _at_once(sizes, lambda op, m: call(op, range(m)))
+    places = _shuffled(count)
+    arranged.append(Arrangement("in another order", lambda op: call(op, places), places))
+    # Rounded after the norm, each gain, the addition and the scalar.
+    slack = _unit(dtype) + 1e-4
     return Trial(lambda op, i: call(op, [i]), tuple(arranged), partial(why_far, slack=slack))
 
 
