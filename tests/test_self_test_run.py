@@ -90,7 +90,7 @@ def test_a_broken_kernel_fails_and_the_next_is_tested(fault, words):
     assert right.tested.passed and report.unfinished is None
 
 
-@pytest.mark.parametrize("fault", ["sleeps", "spins"])
+@pytest.mark.parametrize("fault", ["sleeps", pytest.param("spins", marks=pytest.mark.slow)])
 def test_a_kernel_that_hangs_is_ended_at_its_limit(fault):
     limits = Limits(step=6, operation=60, total=60)
     begun = time.monotonic()
