@@ -192,6 +192,7 @@ def test_weights_are_read_once_and_logits_are_not_written(metal):
         assert counts.written["items"].distinct == rows * 4 * 64 * 8
         assert counts.threadgroups == 4
     assert read[1] <= 1.02 * read[0]
+    assert metal.accumulators("head_qmm") <= 24
 
 
 def test_what_it_does_not_compute_is_said_and_refused(metal):

@@ -1,4 +1,4 @@
-"""Launches counted in the graph that Metal would run, and times predicted from them: bench/launches.py, cost_model.py."""
+"""Launches counted in the graph that Metal would run, and times predicted from them: launches.py and cost_model.py."""
 
 import importlib
 import json
