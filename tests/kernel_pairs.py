@@ -40,12 +40,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 KINDS = tuple(SHAPES)
-HEADS = {"head_dim": 256, "global_head_dim": 512}
+COMMON = {
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "final_logit_softcapping": 4.0,
+}  # random logits feel such a cap
+CLUSTERS = 12  # of 8 tokens each: more than the 64 to draw from
 DRAFTER_SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 192,
     "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
     "num_hidden_layers": 4,
+    "final_logit_softcapping": None,
 }
 
 
@@ -55,12 +61,10 @@ def quantised_pair(kind: str, *, dtype: mx.Dtype = mx.float32, seed: int = 7) ->
     The weights are the same numbers in every type.
     """
     config, small = target_config(kind), drafter_config(kind, num_centroids=32 if kind == "e2b" else 0)
-    config["text_config"] |= HEADS | SHAPES[kind]
-    small["text_config"] |= HEADS | SHAPES[kind] | DRAFTER_SHAPE
+    config["text_config"] |= COMMON | SHAPES[kind]
+    small["text_config"] |= COMMON | SHAPES[kind] | DRAFTER_SHAPE
     small["backbone_hidden_size"] = SHAPES[kind]["hidden_size"]
-    small["centroid_intermediate_top_k"] = (
-        12  # clusters of 8 tokens: more candidates than the 64 to draw from
-    )
+    small["centroid_intermediate_top_k"] = CLUSTERS
     target = make_target(
         parse_target_config(config, kind), quantised(random_tensors(config, seed=seed), dtype)
     )
