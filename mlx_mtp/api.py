@@ -90,7 +90,8 @@ def generate_batch(
         for prompt, own in zip(prompts, per_prompt, strict=True)
     ]
     rows = [answer for request in requests for answer in _answers(request, n)]
-    policy = make_policy(num_draft_tokens, has_drafter=pair.drafter is not None, fit=pair.rounds.fit)
+    rounds, has_drafter = pair.rounds, pair.drafter is not None
+    policy = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=rounds.fit, times=rounds.times)
     return generate_rows(pair, rows, policy, Guard(), on_progress)
 
 

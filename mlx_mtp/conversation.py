@@ -166,7 +166,8 @@ class Conversation:
         )
         has_drafter = self.pair.drafter is not None
         # Made first: it refuses what is no number of drafts, such as True, which a dictionary takes for 1.
-        new = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=self.pair.rounds.fit)
+        rounds = self.pair.rounds
+        new = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=rounds.fit, times=rounds.times)
         policy = self._policies.setdefault(num_draft_tokens, new)
         return self._reply(request, policy, on_progress)
 

@@ -69,7 +69,13 @@ def decode(
         while current is not None and not ledger.all_ended:
             ahead = _build(rounds, current.state, ledger, policy, sampler, unread=current)
             step = ledger.record(current, traced_meanwhile=ahead.new_shape)
-            policy.observe(step.verified, [n for n in step.accepted if n >= 0], step.seconds)
+            policy.observe(
+                step.verified,
+                [n for n in step.accepted if n >= 0],
+                step.seconds,
+                drafted=current.state.drafts.shape[1],
+                batch=len(step.accepted),
+            )
             if ledger.all_ended:
                 del ahead
             else:

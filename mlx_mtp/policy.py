@@ -2,22 +2,30 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median
 from typing import NamedTuple, Protocol
 
+from mlx_mtp.acceptance import Acceptance
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.fit import Fit
+from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.state import MAX_DRAFT_TOKENS
 
 MIN_GAIN = 1.03  # below this expected gain over plain decoding, drafting is parked
+RESUME_GAIN = 1.05  # from which it is taken up again
+MARGIN = 1.03  # by which another number of drafts must be better than the one that is played
 CANDIDATES = (0, 1, 2, 3, 4, 6, 8)
-FIRST_TRIES = (4, 4, 0, 0, 4, 2, 0)  # a few rounds of each kind give the first estimates
-PROBE_EVERY = 64  # rounds between two looks at whether a parked text would pay again
-MEMORY = 0.9  # weight that a round keeps after each later one
-RECENT = 9  # rounds of a kind whose median time counts: a busy machine moves it little
-PAUSE = (
-    10  # so many times what a round can take, compared with others: the machine slept, or the clock jumped
-)
+FIRST_TRIES = (1, 1, 0, 0)  # drafts made, while nothing was timed
+MAX_FIRST_TRIES = 3  # times that they are played: rounds that are compiled have no time
+RATE = 0.012  # of the time, in plain rounds, that tries may cost
+START, MOST = 2.5, 4.0  # plain rounds that may be lost at once: before anything was gained, and ever
+FIRST_PROBE, LAST_PROBE = (
+    6,
+    16,
+)  # rounds between two looks at a parked text: doubled, up to what is affordable
+COST_PROBE, LAST_COST_PROBE = 128, 2048  # the same where no text could pay: only times are measured again
+PLAIN_EVERY, LAST_PLAIN = 64, 1024  # rounds between two looks at plain rounds while drafting
+TRIAL = 8  # rounds that a look goes on for while it pays
+PROBE_EVERY = 64  # rounds between two looks at a drafter that seems to be another model's
 
 
 class Plan(NamedTuple):
@@ -35,7 +43,16 @@ class Policy(Protocol):
 
     def plan(self, pending: int) -> Plan: ...
 
-    def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None: ...
+    def observe(
+        self,
+        verified: int,
+        accepted: list[int],
+        seconds: float | None,
+        *,
+        drafted: int | None = None,
+        batch: int | None = None,
+        distinct: float | None = None,
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -46,114 +63,223 @@ class FixedPolicy:
     parked: bool = False
     reason: str | None = None
     fit: Fit = field(default_factory=Fit)
+    times: RoundTimes = field(default_factory=RoundTimes)
 
     def plan(self, pending: int) -> Plan:
         return Plan(pending, self.num_draft_tokens)
 
-    def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None:
-        """A fixed number learns nothing, but a pair that is wired wrongly is noticed."""
+    def observe(
+        self,
+        verified: int,
+        accepted: list[int],
+        seconds: float | None,
+        *,
+        drafted: int | None = None,
+        batch: int | None = None,
+        distinct: float | None = None,
+    ) -> None:
+        """A fixed number changes nothing, but a pair that is wired wrongly is noticed, and its times are kept."""
         self.fit.observe(verified, accepted)
+        if accepted:
+            width = batch or len(accepted)
+            self.times.observe(verified, seconds, drafted=drafted, batch=width, distinct=distinct)
 
 
 class AutoPolicy:
     """Plays the number of drafts with the most expected tokens per second, or none where drafting does not pay.
 
-    Acceptance by position is an exponentially weighted average, the time of a round a median; a round that compiled is
-    not timed.
+    Whatever it tries beyond that is paid from an allowance, in plain rounds: a little to start with, a hundredth of the
+    time, and what drafting has gained of late. No clocks and no chance in here: it is told all that it knows.
     """
 
-    def __init__(self, fit: Fit | None = None) -> None:
+    def __init__(self, times: RoundTimes | None = None, fit: Fit | None = None) -> None:
         self.parked = False
         self.reason: str | None = None
         self.fit = fit or Fit()
-        self._agreed = [1.4] * MAX_DRAFT_TOKENS  # a weak prior of 0.7 at every position
-        self._tried = [2.0] * MAX_DRAFT_TOKENS
-        self._seconds: dict[int, deque[float]] = {}
-        self._rounds = 0
-        self._draft = self._choose()
+        self.times = times or RoundTimes()
+        self.acceptance = Acceptance()
+        self._draft = 0
+        self._script: deque[int] = deque()  # drafts of the next rounds, whatever is best
+        self._batch, self._rounds = 1, 0
+        self._allowance = START
+        self._first_tries = 0
+        self._probe_after, self._next_probe = FIRST_PROBE, FIRST_PROBE
+        self._plain_after, self._next_plain = PLAIN_EVERY, PLAIN_EVERY
+        self._trial = 0  # rounds that a look at a parked text still goes on for
+        self._decide()
+
+    @property
+    def plain_tax(self) -> float | None:
+        """Time of our plain rounds over that of the fastest plain path there is; None: not measured."""
+        return self.times.plain_tax
 
     def plan(self, pending: int) -> Plan:
         # Pending drafts are always verified: those of a probe are how a parked policy learns that a text pays again.
-        return Plan(pending, self._draft)
+        return Plan(pending, self._script.popleft() if self._script else self._draft)
 
-    def observe(self, verified: int, accepted: list[int], seconds: float | None) -> None:
-        """One round: drafts verified, drafts accepted per active row, its time (None where it cannot be compared)."""
+    def observe(
+        self,
+        verified: int,
+        accepted: list[int],
+        seconds: float | None,
+        *,
+        drafted: int | None = None,
+        batch: int | None = None,
+        distinct: float | None = None,
+    ) -> None:
+        """One round: drafts verified, drafts accepted per active row, its time (None where it cannot be compared).
+
+        drafted: drafts made in it for the next one; None: the time is that of a round which makes what it verifies.
+        batch: rows computed, those that have ended included. distinct: experts read in a layer, where counted.
+        """
+        if not accepted:
+            return
         self._rounds += 1
+        self._batch = batch or len(accepted)
         self.fit.observe(verified, accepted)
-        for n in accepted:
-            for position in range(min(n + 1, verified)):
-                self._agreed[position] = MEMORY * self._agreed[position] + (n > position)
-                self._tried[position] = MEMORY * self._tried[position] + 1
-        if seconds is not None and 0 < seconds < PAUSE * self._most_seconds(verified):
-            self._seconds.setdefault(verified, deque(maxlen=RECENT)).append(seconds)
-        self._draft = self._choose()
+        self.acceptance.observe(verified, accepted)
+        self.times.observe(verified, seconds, drafted=drafted, batch=self._batch, distinct=distinct)
+        tokens = 1 + sum(accepted) / len(accepted)
+        gained = tokens - self.times.ratio(verified, self._batch) if verified else 0.0
+        self._allowance = min(self._allowance + RATE * tokens + gained, MOST)
+        if verified and self.parked:
+            self._look_at(gained)
+        self._decide()
 
     def expected_tokens(self, k: int) -> float:
-        """Tokens a round gives with k drafts: 1 + sum over j of the chance that the first j all agree."""
-        total, chance = 1.0, 1.0
-        for position in range(k):
-            chance *= self._agreed[position] / self._tried[position]
-            total += chance
-        return total
+        """Tokens that a round with k drafts gives on this text."""
+        return self.acceptance.expected_tokens(k)
 
-    def round_seconds(self, k: int) -> float | None:
-        """Estimated time of a round, on the line between the nearest measured numbers of drafts.
+    def gain(self, k: int) -> float:
+        """Speed with k drafts over that of our plain rounds, as expected on this text."""
+        return self.expected_tokens(k) / self.times.ratio(k, self._batch)
 
-        More drafts never take less time, so a measured time is at most that of any larger number.
-        """
-        times: dict[int, float] = {}
-        for number in sorted(self._seconds, reverse=True):
-            times[number] = min(median(self._seconds[number]), *times.values(), float("inf"))
-        known = sorted(times)
-        if not known:
-            return None
-        if k in times or len(known) == 1:
-            return times.get(k, times[known[0]])
-        low = max((x for x in known[:-1] if x < k), default=known[0])
-        high = min(x for x in known if x > low and (x > k or x == known[-1]))
-        slope = (times[high] - times[low]) / (high - low)
-        return max(times[low] + slope * (k - low), min(times.values()))
-
-    def _most_seconds(self, k: int) -> float:
-        """What a round with k drafts takes at most by the times of others: their time, in proportion to its rows."""
-        return min(
-            (median(times) * max(1, (k + 1) / (other + 1)) for other, times in self._seconds.items()),
-            default=float("inf"),
-        )
-
-    def _choose(self) -> int:
+    def _decide(self) -> None:
+        """Set what the next rounds draft."""
         if self.fit.warning is not None:
-            self.parked = True
-            self.reason = f"parked: {self.fit.warning}"
-            return FIRST_TRIES[0] if self._rounds and self._rounds % PROBE_EVERY == 0 else 0
-        if self._rounds < len(FIRST_TRIES):
-            return FIRST_TRIES[self._rounds]
-        plain = self.round_seconds(0)
-        if plain is None or plain <= 0:
-            return FIRST_TRIES[0]
-        times = {k: self.round_seconds(k) or plain for k in CANDIDATES}
-        gains = {k: self.expected_tokens(k) * plain / times[k] for k in CANDIDATES}
-        best = max(gains, key=lambda k: gains[k])
-        self.parked = gains[best] < MIN_GAIN
+            self._park(f"parked: {self.fit.warning}")
+            if self._rounds and self._rounds % PROBE_EVERY == 0 and not self._script:
+                self._script.append(2)
+            return
+        if self._script or self._tries_first():
+            return
+        best = max(self._allowed(), key=self.gain)
+        if self.gain(best) < (RESUME_GAIN if self.parked else MIN_GAIN):
+            self._park(self._explanation(best))
+            if self._trial:
+                self._draft = best
+            elif self._rounds >= self._next_probe:
+                self._probe(best)
+            return
+        if self.parked and self._rounds and self._is_unproven():
+            self._probe(best)
+            return
+        self._play(best)
+
+    def _tries_first(self) -> bool:
+        """Whether the first rounds are played to time each kind once; nothing is known of this pair's times yet."""
+        if self._first_tries >= MAX_FIRST_TRIES or self.times.is_known(self._batch):
+            return False
+        if self._batch > 1 and self._first_tries:
+            return False  # one look at a width is enough: there are many widths
+        self._first_tries += 1
+        self._script.extend(FIRST_TRIES)
+        return True
+
+    def _allowed(self) -> list[int]:
+        """Numbers of drafts near enough to those that were timed."""
+        most = 2 * max(self.times.measured(self._batch), default=1)
+        return [k for k in CANDIDATES if 0 < k <= max(most, 2)]
+
+    def _play(self, best: int) -> None:
+        """Draft what is best, and look at plain rounds now and then: nothing else tells whether it still is."""
+        if self.parked or not self._draft:
+            self._probe_after, self._trial = FIRST_PROBE, 0
+            self._next_plain = self._rounds + self._plain_after
+        self.parked, self.reason = False, None
+        if not self._draft or self.gain(best) > MARGIN * self.gain(self._draft):
+            self._draft = best
+        if self._rounds >= self._next_plain:
+            self._script.extend((0, 0))
+            self._plain_after = min(2 * self._plain_after, LAST_PLAIN)
+            self._next_plain = self._rounds + self._plain_after
+
+    def _park(self, reason: str) -> None:
         if not self.parked:
-            self.reason = None
-            return best
-        k = max(CANDIDATES[1:], key=lambda k: gains[k])
-        self.reason = (
-            f"parked: {k} drafts need {times[k] / plain:.1f} tokens a round to break even, "
-            f"this text gives {self.expected_tokens(k):.1f}{self.fit.hint}"
-        )
-        return k if self._rounds % PROBE_EVERY == 0 else 0
+            self._next_probe = self._rounds + self._probe_after
+            self._trial = 0
+        self.parked, self.reason, self._draft = True, reason, 0
+
+    def _is_unproven(self) -> bool:
+        """Whether nothing speaks for a parked text but what was expected before it was tried."""
+        return self.acceptance.tried() < 1 and not self._trial
+
+    def _probe(self, best: int) -> None:
+        """Look at a parked text with one round of drafts, as soon as its cost is there."""
+        k, cost = best, self.times.ratio(best, self._batch) - 1
+        could_pay = self._could_pay()
+        larger = self._worth_timing()
+        if larger is not None:
+            k, cost = larger, self.times.ratio(larger, self._batch) - self.expected_tokens(larger)
+        elif not could_pay:
+            self._probe_after = max(self._probe_after, COST_PROBE)
+        if self._rounds < self._next_probe or cost > self._allowance:
+            return
+        if (
+            not could_pay
+            and larger is None
+            and self._probe_after <= COST_PROBE
+            and self.times.is_known(self._batch)
+        ):
+            self._probe_after = 2 * COST_PROBE  # the first look that only measures times again comes later
+            self._next_probe = self._rounds + COST_PROBE
+            return
+        self._script.append(k)
+        most = max(LAST_PROBE, cost / RATE) if could_pay else LAST_COST_PROBE
+        self._next_probe = self._rounds + self._probe_after
+        self._probe_after = int(min(2 * self._probe_after, most))
+
+    def _could_pay(self) -> bool:
+        """Whether any number of drafts would pay if all of them were right."""
+        return any((k + 1) / self.times.ratio(k, self._batch) >= MIN_GAIN for k in CANDIDATES[1:])
+
+    def _worth_timing(self) -> int | None:
+        """A number of drafts that was never timed, and would pay if it took no longer than a smaller one."""
+        measured = self.times.measured(self._batch)
+        for k in (4, 8):
+            if measured and max(measured) < k:
+                least = self.times.least_ratio(k, self._batch)
+                return k if self.expected_tokens(k) / least >= 1.2 else None
+        return None
+
+    def _look_at(self, gained: float) -> None:
+        """What a round with drafts says of a parked text: it goes on while that pays."""
+        if gained > 0:
+            self._trial = self._trial or TRIAL
+            self._probe_after = FIRST_PROBE
+        if self._trial:
+            self._trial -= 1
+            if self._allowance < 0:
+                self._trial = 0
+        self._next_probe = max(self._next_probe, self._rounds + self._probe_after)
+
+    def _explanation(self, best: int) -> str:
+        ratio, tokens = self.times.ratio(best, self._batch), self.expected_tokens(best)
+        tax = self.plain_tax
+        taxed = "" if tax is None or tax <= 1.01 else f" (exactness tax {tax:.2f}x)"
+        return f"parked: break-even {ratio:.1f} tokens a round, this text gives {tokens:.1f}{taxed}{self.fit.hint}"
 
 
-def make_policy(num_draft_tokens: int | str, *, has_drafter: bool, fit: Fit | None = None) -> Policy:
+def make_policy(
+    num_draft_tokens: int | str, *, has_drafter: bool, fit: Fit | None = None, times: RoundTimes | None = None
+) -> Policy:
     """The policy for a request: "auto" or 0 .. MAX_DRAFT_TOKENS; anything else is refused.
 
-    `fit` is what the pair's earlier requests say about its drafter.
+    `fit` is what the pair's earlier requests say about its drafter, `times` what they say about its rounds.
     """
     if num_draft_tokens == "auto":
         return (
-            AutoPolicy(fit)
+            AutoPolicy(times, fit)
             if has_drafter
             else FixedPolicy(0, parked=True, reason="parked: no drafter is loaded")
         )
@@ -168,4 +294,4 @@ def make_policy(num_draft_tokens: int | str, *, has_drafter: bool, fit: Fit | No
             f"{k} draft tokens were asked for but the model was loaded without a drafter; "
             'load it with its assistant, or use num_draft_tokens="auto" or 0'
         )
-    return FixedPolicy(k, fit=fit or Fit())
+    return FixedPolicy(k, fit=fit or Fit(), times=times or RoundTimes())

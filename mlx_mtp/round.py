@@ -9,6 +9,7 @@ from mlx_mtp.accept import accept, row_at
 from mlx_mtp.draft import draft
 from mlx_mtp.drafter import Drafter
 from mlx_mtp.fit import Fit
+from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.sampling import SamplerClass, choose
 from mlx_mtp.state import KeysValues, State
 from mlx_mtp.target import Target, logits_of
@@ -89,13 +90,21 @@ def _one_hot(tokens: mx.array, vocab_size: int) -> mx.array:
 class Rounds:
     """`play_round` compiled per draft length, bucket and sampler class; mx.compile retraces per batch and capacity."""
 
-    def __init__(self, target: Target, drafter: Drafter | None, *, compiled: bool = True):
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        *,
+        compiled: bool = True,
+        times: RoundTimes | None = None,
+    ):
         self.target = target
         self.drafter = drafter
         self.compiled = compiled
         self.exactness: Exactness | None = None  # what `exactness_of` found, once it was asked
         self.tax: Tax | None = None  # and what exactness costs, once that was measured
         self.fit = Fit()  # what the drafts of all requests say about the pair
+        self.times = times or RoundTimes()  # and what all rounds say about their cost
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._shapes: set[tuple[Any, ...]] = set()
 

@@ -1,0 +1,246 @@
+"""How long rounds take here, as they were timed: by batch width and drafts, in rounds without drafts.
+
+Two numbers of drafts are compared only when they were played near one another, so that a machine that heats up, gets
+busy or has more context to read changes all of them and no comparison. No clocks in here: seconds are given.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median, median_low
+from typing import Any
+
+from mlx_mtp.cost import UNKNOWN, CostModel, monotone
+from mlx_mtp.state import MAX_DRAFT_TOKENS
+
+RECENT = 5  # timed rounds of a kind that a comparison looks at
+NEAR = 40  # rounds within which two kinds are compared
+COMPARED = 9  # comparisons of which the median counts
+PAUSE = 10  # so many times what a round can take: the machine slept, or the clock jumped
+BELIEVED = 6  # rounds after one another that are so slow are no pause: the machine is
+
+
+@dataclass(slots=True)
+class Width:
+    """What was seen with one batch width."""
+
+    recent: dict[int, deque[float]] = field(default_factory=dict)  # by drafts: seconds
+    seen_at: dict[int, int] = field(default_factory=dict)
+    compared: dict[int, deque[float]] = field(
+        default_factory=dict
+    )  # by drafts: time over that without drafts
+    rounds: int = 0
+    refused: int = 0  # times in a row that were too long to be true
+
+
+class RoundTimes:
+    """Times of a pair's rounds over all its requests, from a prior that measurements replace.
+
+    `plain_tax` is how many times longer our plain rounds take than the fastest plain path there is; None: not measured.
+    """
+
+    def __init__(self, prior: CostModel | None = None) -> None:
+        self.prior = prior or UNKNOWN
+        self.has_prior = prior is not None and prior != UNKNOWN
+        self.plain_tax: float | None = None
+        self.distinct: dict[int, float] = {}  # rows of a verify -> distinct experts of a layer, averaged
+        self._widths: dict[int, Width] = {}
+        self._last: dict[int, tuple[int, int, float]] = {}  # width -> drafts verified, made, seconds
+
+    def observe(
+        self,
+        verified: int,
+        seconds: float | None,
+        *,
+        drafted: int | None = None,
+        batch: int = 1,
+        distinct: float | None = None,
+    ) -> None:
+        """One round. Whether a round's time has its own drafts or the next one's in it differs between backends.
+
+        So a time counts if a round made as many as it verified, or together with the one before if that made what this
+        one verified and neither did anything else. seconds None: cannot be compared (it was being compiled).
+        """
+        if distinct is not None and distinct > 0:
+            rows = (verified + 1) * batch
+            self.distinct[rows] = 0.9 * self.distinct.get(rows, distinct) + 0.1 * distinct
+        made = verified if drafted is None else drafted
+        width = self._widths.setdefault(batch, Width())
+        width.rounds += 1
+        before, self._last = self._last.get(batch), {}
+        if (
+            seconds is None
+            or not 0 < seconds < math.inf
+            or not self._is_likely(width, verified, made, seconds)
+        ):
+            return
+        self._last = {batch: (verified, made, seconds)}
+        if made == verified:
+            self._add(batch, width, verified, seconds)
+        elif before is not None and made == 0 and before[:2] == (0, verified) and width.recent.get(0):
+            both = seconds + before[2] - median_low(width.recent[0])
+            if both > 0:
+                self._add(batch, width, verified, both)
+
+    def ratio(self, drafts: int, batch: int = 1) -> float:
+        """Time of a round with so many drafts over one without: measured, or on the line between measured ones.
+
+        Beyond what was measured the prior's growth is scaled by how far it was off at the last measured number.
+        """
+        if drafts == 0:
+            return 1.0
+        points = self._points(batch)
+        if drafts in points:
+            return points[drafts]
+        below = max((k for k in points if k < drafts), default=0)
+        above = min((k for k in points if k > drafts), default=None)
+        if above is not None:
+            share = (drafts - below) / (above - below)
+            low = points.get(below, 1.0)
+            return low + share * (points[above] - low)
+        own = self._prior_ratio(drafts, batch)
+        if below == 0:
+            return own
+        growth = (points[below] - 1) / (self._prior_ratio(below, batch) - 1)
+        return points[below] + (own - self._prior_ratio(below, batch)) * max(growth, 0.0)
+
+    def least_ratio(self, drafts: int, batch: int = 1) -> float:
+        """What a round can take at least: as long as one with fewer drafts that was measured."""
+        points = self._points(batch)
+        return max((points[k] for k in points if k <= drafts), default=1.0)
+
+    def measured(self, batch: int = 1) -> tuple[int, ...]:
+        """Numbers of drafts that were compared with plain rounds."""
+        width = self._widths.get(batch)
+        return () if width is None else tuple(sorted(width.compared))
+
+    def is_known(self, batch: int = 1) -> bool:
+        """Whether drafts were ever compared with plain rounds at this width."""
+        return bool(self.measured(batch))
+
+    def timed(self, drafts: int, batch: int = 1) -> int:
+        """Rounds of this kind among the last that were timed."""
+        width = self._widths.get(batch)
+        return 0 if width is None else len(width.recent.get(drafts, ()))
+
+    def plain_seconds(self, batch: int = 1) -> float | None:
+        """Seconds of a round without drafts, as the last rounds of any kind say; None where none was timed."""
+        width = self._widths.get(batch)
+        if width is None or not width.seen_at:
+            return None
+        last = max(width.seen_at, key=lambda k: width.seen_at[k])
+        return median_low(width.recent[last]) / self.ratio(last, batch)
+
+    def _prior_ratio(self, drafts: int, batch: int) -> float:
+        own = self.prior.ratio(drafts, batch)
+        if batch > 1 and not self.is_known(batch):
+            # Nothing is known of this width: as far off as the nearest that is.
+            near = min(
+                (b for b in self._widths if self.is_known(b)), key=lambda b: abs(b - batch), default=None
+            )
+            if near is not None and near != batch:
+                own = 1 + (own - 1) * (self.ratio(drafts, near) - 1) / (self.prior.ratio(drafts, near) - 1)
+        return max(own, 1 + 1e-6)
+
+    def _points(self, batch: int) -> dict[int, float]:
+        """Measured ratios by drafts, made to rise with them."""
+        width = self._widths.get(batch)
+        if width is None or not width.compared:
+            return {}
+        numbers = sorted(width.compared)
+        ratios = [median(width.compared[k]) for k in numbers]
+        ratios = monotone(ratios, [len(width.compared[k]) for k in numbers])
+        return {k: max(ratio, 1 + 1e-3) for k, ratio in zip(numbers, ratios, strict=True)}
+
+    def _is_likely(self, width: Width, verified: int, made: int, seconds: float) -> bool:
+        """Not so long that the machine must have slept; what stays so long is believed, and the old forgotten."""
+        rows = max(verified, made) + 1
+        most = min(
+            (PAUSE * median_low(times) * max(1.0, rows / (k + 1)) for k, times in width.recent.items()),
+            default=math.inf,
+        )
+        if seconds < most:
+            width.refused = 0
+            return True
+        width.refused += 1
+        if width.refused >= BELIEVED:
+            width.recent.clear()
+            width.seen_at.clear()
+            width.refused = 0
+        return False
+
+    def _add(self, batch: int, width: Width, drafts: int, seconds: float) -> None:
+        """Keep a time, and compare it with what was played near it: with plain rounds if there are any."""
+        near = [k for k, at in width.seen_at.items() if k != drafts and width.rounds - at <= NEAR]
+        if near:
+            if drafts == 0:
+                other = max(near, key=lambda k: width.seen_at[k])
+                self._compare(width, other, median_low(width.recent[other]) / seconds)
+            else:
+                other = 0 if 0 in near else max(near, key=lambda k: width.seen_at[k])
+                against = median_low(width.recent[other]) / self.ratio(other, batch)
+                self._compare(width, drafts, seconds / against)
+        if width.rounds - width.seen_at.get(drafts, 0) > NEAR:
+            width.recent.pop(drafts, None)  # times from before the machine changed are not mixed with these
+        width.recent.setdefault(drafts, deque(maxlen=RECENT)).append(seconds)
+        width.seen_at[drafts] = width.rounds
+
+    def _compare(self, width: Width, drafts: int, ratio: float) -> None:
+        width.compared.setdefault(drafts, deque(maxlen=COMPARED)).append(ratio)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is worth keeping: measured ratios and plain seconds by width, experts by rows."""
+        widths = {
+            str(batch): {
+                "plain_seconds": self.plain_seconds(batch),
+                "ratios": {str(k): round(ratio, 6) for k, ratio in self._points(batch).items()},
+            }
+            for batch in self._widths
+            if self.is_known(batch)
+        }
+        experts = {str(rows): round(seen, 4) for rows, seen in sorted(self.distinct.items())}
+        return {"widths": widths, "distinct_experts": experts, "plain_tax": self.plain_tax}
+
+    def learn(self, kept: Mapping[str, Any]) -> None:
+        """Start from what `to_json` gave; raises ValueError, and changes nothing, where it is no such thing."""
+        widths, experts, tax = _read(kept)
+        for batch, ratios in widths.items():
+            width = self._widths.setdefault(batch, Width())
+            for k, ratio in ratios.items():
+                # Three: what is measured now outvotes it soon.
+                width.compared.setdefault(k, deque([ratio] * 3, maxlen=COMPARED))
+        self.distinct = {**experts, **self.distinct}
+        self.plain_tax = self.plain_tax if tax is None else tax
+
+
+def _read(kept: Mapping[str, Any]) -> tuple[dict[int, dict[int, float]], dict[int, float], float | None]:
+    try:
+        if set(kept) != {"widths", "distinct_experts", "plain_tax"}:
+            raise ValueError(f"fields {sorted(kept)}")
+        widths = {
+            _number(batch, 1, 4096): {
+                _number(k, 1, MAX_DRAFT_TOKENS): _real(ratio, 0.5, 1000) for k, ratio in one["ratios"].items()
+            }
+            for batch, one in kept["widths"].items()
+        }
+        experts = {
+            _number(rows, 1, 10**6): _real(n, 0, 10**6) for rows, n in kept["distinct_experts"].items()
+        }
+        tax = None if kept["plain_tax"] is None else _real(kept["plain_tax"], 0.01, 100)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not the times of rounds: {error!r}") from None
+    return widths, experts, tax
+
+
+def _number(text: Any, low: int, high: int) -> int:
+    value = int(text)
+    if not low <= value <= high:
+        raise ValueError(f"{value} is not in {low} .. {high}")
+    return value
+
+
+def _real(value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{value!r} is not in {low} .. {high}")
+    return float(value)
