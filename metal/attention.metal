@@ -109,7 +109,11 @@ METAL_FUNC void stage_queries(
   for (int i = thread_index; i < (high - low) * D / 4; i += THREADS) {
     const int row = low + i * 4 / D;
     const device Q* from = queries + size_t(row / GQA) * stride + row % GQA * D + i * 4 % D;
-    ((threadgroup float4*)staged)[i] = float4(*(const device vec<Q, 4>*)from);
+    const vec<Q, 4> four = *(const device vec<Q, 4>*)from;
+#pragma clang loop unroll(full)
+    for (int k = 0; k < 4; k++) {
+      staged[i * 4 + k] = float(four[k]);
+    }
   }
 }
 

@@ -48,6 +48,14 @@ def test_near_float64_for_small_heads(metal: Runner, dim: int, dtype: mx.Dtype) 
         assert_near(attended(known, [270], 3), known, [270], 3)
 
 
+def test_a_pair_of_heads_and_a_single_key(metal: Runner) -> None:
+    """The fewest numbers that a launch can hand to the next: a peak and a total a head."""
+    for window in (None, 24):
+        for heads in (1, 2, 3):
+            known = past(Heads(heads, 1, 16, window), 1, seed=19, dtype=mx.float32)
+            assert_near(attended(known, [0], 1), known, [0], 1)
+
+
 def test_reference_is_the_same_in_plain_mlx() -> None:
     for shape in (*SMALL.values(), GEMMA["e2b full"], GEMMA["e2b sliding"]):
         known = past(shape, 310, seed=3, batch=2, dtype=mx.float32)

@@ -20,7 +20,8 @@ TILES = Kernel(
     inputs=("queries", "keys", "values", "sizes"),
     outputs=("out",),
     body="""
-    threadgroup float staged[TILE * D];
+    threadgroup float4 words[TILE * D / 4];
+    threadgroup float* staged = (threadgroup float*)words;
     threadgroup float weights[SPAN * LEAF * TILE];
     threadgroup float peaks[SPAN * TILE];
     threadgroup float totals[SPAN * TILE];

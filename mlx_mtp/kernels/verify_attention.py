@@ -5,13 +5,14 @@ rows, batch members or buffer rows there are decides how many threadgroups run, 
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_mtp.attention import Sight
+from mlx_mtp.attention import Sight, merge_heads
 from mlx_mtp.errors import KernelError
-from mlx_mtp.kernels.launch import SIMD, Kernel
+from mlx_mtp.kernels.launch import SIMD, SMALL, Kernel
 from mlx_mtp.kernels.operations import AttentionShape
 
 DIMS = (16, 32, 64, 128, 256, 512)
@@ -38,7 +39,8 @@ QUERY = """
     const size_t query = ((size_t(batch) * sizes[0] + skipped) * sizes[3] + member % sizes[4] * GQA) * D;
     const uint lane = thread_index_in_simdgroup;
     const uint simd = simdgroup_index_in_threadgroup;
-    threadgroup float staged[STAGED * D];
+    threadgroup float4 words[STAGED * D / 4];
+    threadgroup float* staged = (threadgroup float*)words;
     threadgroup float shared[POSITIONS * GQA * LEAF];
 """
 FILES = ("attention.metal", "verify_attention.metal")
@@ -152,12 +154,7 @@ def reference(queries: mx.array, keys: mx.array, values: mx.array, sight: Sight)
     scores = folded @ keys[:, :, None].swapaxes(-1, -2)
     weights = mx.softmax(mx.where(visible[:, None, None], scores, -mx.inf), axis=-1)
     out = mx.nan_to_num(weights, nan=0.0) @ values[:, :, None]
-    return (
-        out.reshape(batch, heads, positions, -1)
-        .transpose(0, 2, 1, 3)
-        .reshape(batch * positions, -1)
-        .astype(queries.dtype)
-    )
+    return merge_heads(out.reshape(batch, heads, positions, -1)).astype(queries.dtype)
 
 
 def unsupported(shape: AttentionShape) -> str | None:
@@ -201,7 +198,7 @@ def verify_attention(queries: mx.array, keys: mx.array, values: mx.array, sight:
 def _misfit(queries: mx.array, keys: mx.array, values: mx.array, sight: Sight) -> str | None:
     """What is wrong with these arrays, whose shape has a kernel."""
     batch, _, positions, dim = queries.shape
-    if keys.shape != values.shape or keys.ndim != 4 or (keys.shape[0], keys.shape[3]) != (batch, dim):
+    if keys.shape != values.shape or (keys.shape[0], keys.shape[3]) != (batch, dim):
         return f"K/V must be [{batch}, kv_heads, rows, {dim}], got {keys.shape} and {values.shape}"
     if keys.dtype != values.dtype or keys.dtype not in FLOATS:
         return f"K/V of {keys.dtype} and {values.dtype} have no kernel"
@@ -225,68 +222,68 @@ def _plan(shape: AttentionShape, batch: int, positions: int, held: int, bucket: 
     else:
         partition = LEAF
         parts = -(-(shape.window + min(positions, per_chunk) - 2) // LEAF) + 1
-    numbers = [
-        positions,
-        shape.window or 0,
-        held,
-        shape.heads,
-        shape.kv_heads,
-        parts,
-        batch * shape.kv_heads,
-        0,
-    ]
+    members = batch * shape.kv_heads
+    sizes = [positions, shape.window or 0, held, shape.heads, shape.kv_heads, parts, members, 0]
     return _Plan(
         positions=per_chunk,
         chunks=-(-positions // per_chunk),
         parts=parts,
         partition=partition,
-        template={"D": shape.head_dim, "GQA": group, "POSITIONS": per_chunk},
-        sizes=mx.array(numbers, mx.int32),
+        template={
+            "D": shape.head_dim,
+            "GQA": group,
+            "POSITIONS": per_chunk,
+            "STAGED": min(STAGED, per_chunk * group),
+        },
+        sizes=mx.array(sizes, mx.int32),
     )
 
 
 def _leaf_partitions(
     plan: _Plan, queries: mx.array, keys: mx.array, values: mx.array, first: mx.array
-) -> tuple[mx.array, mx.array]:
-    """Tops [chunks, B * kv_heads, rows, parts, 2] and sums [..., parts, D] of partitions of one leaf."""
+) -> list[mx.array]:
+    """Tops [chunks, B * kv_heads, rows, parts, 2], flat, and sums [..., parts, D] of partitions of one leaf."""
     members, rows, dim = keys.shape[0] * keys.shape[1], plan.positions * plan.template["GQA"], keys.shape[3]
     folded = (plan.chunks, members, rows, plan.parts)
-    tops, sums = LEAF_PASS(
+    return LEAF_PASS(
         [queries, keys, values, first, plan.sizes],
-        template={**plan.template, "STAGED": min(STAGED, rows)},
+        template=plan.template,
         groups=(plan.parts, members, plan.chunks),
         threads=(leaf_threads(dim), 1, 1),
-        shapes=[(*folded, 2), (*folded, dim)],
+        shapes=[_tops(*folded), (*folded, dim)],
         dtypes=[mx.float32, mx.float32],
     )
-    return tops, sums
 
 
 def _whole_partitions(
     plan: _Plan, queries: mx.array, keys: mx.array, values: mx.array, first: mx.array
-) -> tuple[mx.array, mx.array]:
+) -> list[mx.array]:
     """The same of partitions of LEAVES leaves: weights of every leaf first, then slices of the values."""
     members, rows, dim = keys.shape[0] * keys.shape[1], plan.positions * plan.template["GQA"], keys.shape[3]
     leaves = plan.parts * LEAVES
     tops, weights = WEIGHTS_PASS(
         [queries, keys, first, plan.sizes],
-        template={**plan.template, "STAGED": min(STAGED, rows), "LEAVES": LEAVES},
+        template={**plan.template, "LEAVES": LEAVES},
         groups=(leaves, members, plan.chunks),
         threads=(leaf_threads(dim), 1, 1),
-        shapes=[(plan.chunks, members, leaves, rows, 2), (plan.chunks, members, leaves, LEAF, rows)],
+        shapes=[_tops(plan.chunks, members, leaves, rows), (plan.chunks, members, leaves, LEAF, rows)],
         dtypes=[mx.float32, mx.float32],
     )
     width, own = min(SLICE, dim), rows_of_thread(rows)
     folded = (plan.chunks, members, rows, plan.parts)
-    tops, sums = VALUES_PASS(
+    return VALUES_PASS(
         [values, tops, weights, first, plan.sizes],
         template={**plan.template, "LEAVES": LEAVES, "SLICE": width, "OWN": own},
         groups=(plan.parts * dim // width, members, plan.chunks),
         threads=(-(-rows // own * width // SIMD) * SIMD, 1, 1),
-        shapes=[(*folded, 2), (*folded, dim)],
+        shapes=[_tops(*folded), (*folded, dim)],
         dtypes=[mx.float32, mx.float32],
     )
-    return tops, sums
+
+
+def _tops(*axes: int) -> tuple[int]:
+    """A peak and a total for each, never fewer numbers than a kernel's input must have."""
+    return (max(SMALL, 2 * math.prod(axes)),)
 
 
 def leaf_threads(dim: int) -> int:
