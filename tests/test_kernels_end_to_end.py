@@ -120,7 +120,15 @@ def with_all_logits(pair: Pair) -> Pair:
 
 def check_kernels_ran(pair: Pair, metal: Runner) -> None:
     """Of every family that the pair has a use for."""
-    expected = {"verify_qmm", "verify_attention", "prefill_attention", "head_", "choose_"}
+    expected = {
+        "verify_qmm",
+        "verify_attention",
+        "prefill_attention",
+        "norm_rotate",
+        "add_norm",
+        "head_",
+        "choose_",
+    }
     if pair.target.text.num_experts:
         expected.add("verify_experts")
     if pair.drafter is not None and pair.drafter.centroid_head is not None:
