@@ -216,13 +216,12 @@ def test_an_order_without_a_name_is_searched_for():
 
 
 def test_fma_rounds_once():
-    """Where float64 would land on the middle between two float32 and lose on which side the sum was."""
-    one = np.array([1 + 2**-23], np.float32)
-    tiny = np.array([2.0**-60], np.float32)
-    half = np.array([2.0**-24], np.float32)
-    assert fma(half, np.ones(1, np.float32), one)[0] == np.float32(1 + 2**-22)  # a tie, to even
-    squared = fma(one, one, np.zeros(1, np.float32))[0]
-    assert squared == np.float32((1 + 2**-23) ** 2)
-    assert fma(np.ones(1, np.float32), tiny, np.ones(1, np.float32))[0] == 1
-    below = fma(half, np.array([1 - 2**-20], np.float32), one)[0]
-    assert below == one[0]
+    """Below the middle of two float32 by less than float64 can hold: a second rounding would go to the even one."""
+    odd = np.array([1 + 2**-23], np.float32)
+    left, right = np.array([2.0**-24 * (1 + 2**-16)], np.float32), np.array([1 - 2**-16], np.float32)
+    assert fma(left, right, odd)[0] == odd[0]  # 1 + 2^-23 + 2^-24 - 2^-56
+    assert fma(-left, right, -odd)[0] == -odd[0]
+    one = np.ones(1, np.float32)
+    assert fma(np.array([2.0**-24], np.float32), one, odd)[0] == np.float32(
+        1 + 2**-22
+    )  # the middle itself: to even
