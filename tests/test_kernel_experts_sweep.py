@@ -57,13 +57,13 @@ def test_bits_do_not_depend_on_rows_or_place(
     assert same_bits(mix(layer, x[places]), expected[places])
 
 
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (8, 64), (None, 0)])
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 32), (None, 0)])
 def test_adversarial_routings(metal: Runner, bits: int | None, group: int) -> None:
-    layer = make_experts(16, 8, 2816, 704, bits=bits, group=group or 64, dtype=mx.bfloat16, seed=4)
+    layer = make_experts(16, 8, 1408, 352, bits=bits, group=group or 32, dtype=mx.bfloat16, seed=4)
     x, every = rows_for(layer, max(ROWS)), np.arange(16)[None]
     alone = mx.stack([pairs_of(layer, x[row : row + 1], every) for row in range(max(ROWS))])
     metal.settings(count=True)
-    for rows in (1, 2, 5, 6, 7, 12, 13, 24, 25, 40, 72):
+    for rows in (1, 5, 7, 13, 25, 72):
         for name, ids in routings(rows, 16, 8).items():
             metal.reset()
             expected = alone[mx.arange(rows)[:, None], mx.array(ids)].reshape(rows * 8, -1)
