@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mlx_mtp import Sampling, generate
+from mlx_mtp.attention import Sight, attend
 from mlx_mtp.cli.proof_report import SHOWN, Report
 from mlx_mtp.exactness import Exactness, OpVerdict, Probed, exactness_of
 from mlx_mtp.exactness_probe import SPLITS, measure, rows_in_passes
@@ -93,6 +94,28 @@ def test_a_product_that_sums_by_rows_is_found_by_comparing() -> None:
     assert (found.promise, found.holds) == ("b", False)
     assert "graph" in {row.op for row in found.breaking}  # two products and a sum in the place of one product
     assert {probed.what for probed in found.refuting} > {"rows times a matrix, 64 x 256"}
+
+
+SEEN_BY_ATTENTION = {
+    "rows": lambda queries, keys, sight: queries.shape[2] > 3,
+    "one row": lambda queries, keys, sight: queries.shape[2] == 1,
+    "batch": lambda queries, keys, sight: queries.shape[0] - 1,
+    "bucket": lambda queries, keys, sight: sight.bucket / 256,
+    "slots that no row sees": lambda queries, keys, sight: keys.mean(),
+}
+
+
+@pytest.mark.parametrize("what", SEEN_BY_ATTENTION)
+def test_attention_that_depends_on_its_pass_is_found_by_comparing(what: str) -> None:
+    def depends(queries: mx.array, keys: mx.array, values: mx.array, sight: Sight) -> mx.array:
+        return attend(queries, keys, values, sight) * (
+            1 + 1e-3 * SEEN_BY_ATTENTION[what](queries, keys, sight)
+        )
+
+    target = golden_pair("31b").target
+    measured = measure(replace(target, kernels=Kernels(attend=depends)))
+    assert all(measured.products.values()) and measured.masked
+    assert measured.attention == dict.fromkeys(measured.attention, False)
 
 
 def test_rows_mixed_by_views_alone_are_found_by_comparing_whole_passes() -> None:
