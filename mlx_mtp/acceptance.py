@@ -8,6 +8,7 @@ MEMORY = 0.95  # weight that a round with drafts keeps after each later one
 IDLE_MEMORY = 0.985  # and after one without: the text may have changed meanwhile
 LONG_MEMORY = 0.99  # weight of a first draft in the pair's own average, which stands for what was never tried
 USUAL = 0.7  # what published pairs have on most texts
+DOUBTED = 0.2  # weight that is left of counts from what seems to be another text
 LEANING = 2.0  # drafts that the expectation of a position counts for, before it was tried
 
 
@@ -32,6 +33,13 @@ class Acceptance:
             if verified:
                 self._long_right = LONG_MEMORY * self._long_right + (n > 0)
                 self._long_tried = LONG_MEMORY * self._long_tried + 1
+
+    def doubt(self) -> None:
+        """The text seems to be another one: what was seen before hardly counts."""
+        for counts in (self._right, self._tried):
+            counts[:] = [DOUBTED * count for count in counts]
+        self._long_right = DOUBTED * self._long_right + 3 * USUAL
+        self._long_tried = DOUBTED * self._long_tried + 3
 
     def tried(self, position: int = 0) -> float:
         """The weight of what was seen at a position."""

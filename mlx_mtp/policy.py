@@ -16,7 +16,7 @@ MARGIN = 1.03  # by which another number of drafts must be better than the one t
 CANDIDATES = (0, 1, 2, 3, 4, 6, 8)
 FIRST_TRIES = (1, 1, 0, 0)  # drafts made, while nothing was timed
 MAX_FIRST_TRIES = 3  # times that they are played: rounds that are compiled have no time
-RATE = 0.012  # of the time, in plain rounds, that tries may cost
+RATE = 0.013  # of the time, in plain rounds, that tries may cost
 START, MOST = 2.5, 4.0  # plain rounds that may be lost at once: before anything was gained, and ever
 FIRST_PROBE, LAST_PROBE = (
     6,
@@ -24,6 +24,11 @@ FIRST_PROBE, LAST_PROBE = (
 )  # rounds between two looks at a parked text: doubled, up to what is affordable
 COST_PROBE, LAST_COST_PROBE = 128, 2048  # the same where no text could pay: only times are measured again
 PLAIN_EVERY, LAST_PLAIN = 64, 1024  # rounds between two looks at plain rounds while drafting
+DOUBTFUL = 1.5  # gain above which that is looked at less often
+LARGER, LARGER_GAIN = (
+    4,
+    1.2,
+)  # drafts that are timed although fewer do not pay, if they would with so much gain
 TRIAL = 8  # rounds that a look goes on for while it pays
 PROBE_EVERY = 64  # rounds between two looks at a drafter that seems to be another model's
 
@@ -105,6 +110,8 @@ class AutoPolicy:
         self._first_tries = 0
         self._probe_after, self._next_probe = FIRST_PROBE, FIRST_PROBE
         self._plain_after, self._next_plain = PLAIN_EVERY, PLAIN_EVERY
+        self._next_larger = 0
+        self._phase_gain = 0.0  # plain rounds gained since drafting was taken up
         self._trial = 0  # rounds that a look at a parked text still goes on for
         self._decide()
 
@@ -141,8 +148,11 @@ class AutoPolicy:
         self.times.observe(verified, seconds, drafted=drafted, batch=self._batch, distinct=distinct)
         tokens = 1 + sum(accepted) / len(accepted)
         gained = tokens - self.times.ratio(verified, self._batch) if verified else 0.0
-        self._allowance = min(self._allowance + RATE * tokens + gained, MOST)
-        if verified and self.parked:
+        self._allowance = min(self._allowance + RATE * tokens, MOST)
+        if not self.parked:
+            self._phase_gain += gained
+        elif verified:
+            self._allowance = min(self._allowance + gained, MOST)
             self._look_at(gained)
         self._decide()
 
@@ -168,7 +178,7 @@ class AutoPolicy:
             self._park(self._explanation(best))
             if self._trial:
                 self._draft = best
-            elif self._rounds >= self._next_probe:
+            elif not self._times_more() and self._rounds >= self._next_probe:
                 self._probe(best)
             return
         if self.parked and self._rounds and self._is_unproven():
@@ -194,18 +204,20 @@ class AutoPolicy:
     def _play(self, best: int) -> None:
         """Draft what is best, and look at plain rounds now and then: nothing else tells whether it still is."""
         if self.parked or not self._draft:
-            self._probe_after, self._trial = FIRST_PROBE, 0
+            self._probe_after, self._trial, self._phase_gain = FIRST_PROBE, 0, 0.0
             self._next_plain = self._rounds + self._plain_after
         self.parked, self.reason = False, None
         if not self._draft or self.gain(best) > MARGIN * self.gain(self._draft):
             self._draft = best
-        if self._rounds >= self._next_plain:
+        if self._rounds >= self._next_plain * (1 if self.gain(self._draft) < DOUBTFUL else 4):
             self._script.extend((0, 0))
             self._plain_after = min(2 * self._plain_after, LAST_PLAIN)
             self._next_plain = self._rounds + self._plain_after
 
     def _park(self, reason: str) -> None:
         if not self.parked:
+            # Drafting that had paid before the text changed was no try; what only seemed to pay was one.
+            self._allowance = min(self._allowance + self._phase_gain, MOST)
             self._next_probe = self._rounds + self._probe_after
             self._trial = 0
         self.parked, self.reason, self._draft = True, reason, 0
@@ -214,48 +226,44 @@ class AutoPolicy:
         """Whether nothing speaks for a parked text but what was expected before it was tried."""
         return self.acceptance.tried() < 1 and not self._trial
 
-    def _probe(self, best: int) -> None:
-        """Look at a parked text with one round of drafts, as soon as its cost is there."""
-        k, cost = best, self.times.ratio(best, self._batch) - 1
-        could_pay = self._could_pay()
-        larger = self._worth_timing()
-        if larger is not None:
-            k, cost = larger, self.times.ratio(larger, self._batch) - self.expected_tokens(larger)
-        elif not could_pay:
-            self._probe_after = max(self._probe_after, COST_PROBE)
-        if self._rounds < self._next_probe or cost > self._allowance:
-            return
-        if (
-            not could_pay
-            and larger is None
-            and self._probe_after <= COST_PROBE
-            and self.times.is_known(self._batch)
-        ):
-            self._probe_after = 2 * COST_PROBE  # the first look that only measures times again comes later
-            self._next_probe = self._rounds + COST_PROBE
+    def _probe(self, k: int) -> None:
+        """Look at a parked text with one round of drafts, where its cost is there."""
+        cost, could_pay = self.times.ratio(k, self._batch) - 1, self._could_pay()
+        if cost > self._allowance:
             return
         self._script.append(k)
-        most = max(LAST_PROBE, cost / RATE) if could_pay else LAST_COST_PROBE
-        self._next_probe = self._rounds + self._probe_after
-        self._probe_after = int(min(2 * self._probe_after, most))
+        # A text that cannot pay is looked at to time the rounds again, no more.
+        first, last = (FIRST_PROBE, LAST_PROBE) if could_pay else (COST_PROBE, LAST_COST_PROBE)
+        self._next_probe = self._rounds + max(self._probe_after, first)
+        self._probe_after = int(min(2 * max(self._probe_after, first), last))
 
     def _could_pay(self) -> bool:
         """Whether any number of drafts would pay if all of them were right."""
-        return any((k + 1) / self.times.ratio(k, self._batch) >= MIN_GAIN for k in CANDIDATES[1:])
+        if any((k + 1) / self.times.ratio(k, self._batch) >= MIN_GAIN for k in CANDIDATES[1:]):
+            return True
+        is_timed = max(self.times.measured(self._batch), default=0) >= LARGER
+        return not is_timed and (LARGER + 1) / self.times.least_ratio(LARGER, self._batch) >= LARGER_GAIN
 
-    def _worth_timing(self) -> int | None:
-        """A number of drafts that was never timed, and would pay if it took no longer than a smaller one."""
+    def _times_more(self) -> bool:
+        """Whether a larger number of drafts is timed, once: it would pay if it took no longer than a smaller one."""
         measured = self.times.measured(self._batch)
-        for k in (4, 8):
-            if measured and max(measured) < k:
-                least = self.times.least_ratio(k, self._batch)
-                return k if self.expected_tokens(k) / least >= 1.2 else None
-        return None
+        if not measured or max(measured) >= LARGER or self._rounds < self._next_larger:
+            return False
+        least, tokens = self.times.least_ratio(LARGER, self._batch), self.expected_tokens(LARGER)
+        # Between what it takes at least and what the line through the others says.
+        cost = (least + self.times.ratio(LARGER, self._batch)) / 2 - tokens
+        if tokens < LARGER_GAIN * least or cost > self._allowance:
+            return False
+        self._script.append(LARGER)
+        self._next_larger = self._rounds + PROBE_EVERY
+        return True
 
     def _look_at(self, gained: float) -> None:
         """What a round with drafts says of a parked text: it goes on while that pays."""
         if gained > 0:
-            self._trial = self._trial or TRIAL
+            if not self._trial:
+                self.acceptance.doubt()
+                self._trial = TRIAL
             self._probe_after = FIRST_PROBE
         if self._trial:
             self._trial -= 1

@@ -86,7 +86,7 @@ class RoundTimes:
     def ratio(self, drafts: int, batch: int = 1) -> float:
         """Time of a round with so many drafts over one without: measured, or on the line between measured ones.
 
-        Beyond what was measured the prior's growth is scaled by how far it was off at the last measured number.
+        Beyond what was measured the prior's growth is scaled by how far it was off between the last two.
         """
         if drafts == 0:
             return 1.0
@@ -102,8 +102,10 @@ class RoundTimes:
         own = self._prior_ratio(drafts, batch)
         if below == 0:
             return own
-        growth = (points[below] - 1) / (self._prior_ratio(below, batch) - 1)
-        return points[below] + (own - self._prior_ratio(below, batch)) * max(growth, 0.0)
+        before = max((k for k in points if k < below), default=0)
+        prior_below, prior_before = (self._prior_ratio(k, batch) if k else 1.0 for k in (below, before))
+        growth = (points[below] - points.get(before, 1.0)) / (prior_below - prior_before)
+        return points[below] + (own - prior_below) * max(growth, 0.0)
 
     def least_ratio(self, drafts: int, batch: int = 1) -> float:
         """What a round can take at least: as long as one with fewer drafts that was measured."""
