@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mlx_mtp.batch import generate_rows
+from mlx_mtp.batch import Watch, check_batch, generate_rows
 from mlx_mtp.conversation import Conversation, Prompt, Request, make_request
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.pair import Pair
@@ -12,6 +12,9 @@ from mlx_mtp.policy import make_policy
 from mlx_mtp.pressure import Guard
 from mlx_mtp.reply import Chunk, Generation, collect
 from mlx_mtp.sampling import Sampling
+
+DEFAULT_BATCH = 8  # rows decoded together unless told otherwise
+MAX_ANSWERS = 64
 
 
 def stream_generate(
@@ -53,6 +56,7 @@ def generate_batch(
     prompts: Sequence[Prompt],
     *,
     n: int = 1,
+    max_batch: int = DEFAULT_BATCH,
     max_tokens: int = 256,
     sampling: Sampling | Sequence[Sampling] | None = None,
     num_draft_tokens: int | str = "auto",
@@ -61,16 +65,17 @@ def generate_batch(
     thinking: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
-    """Replies to all prompts, decoded together; n answers to a prompt share its prefill and follow one another.
+    """Replies to all prompts, at most `max_batch` decoded together; n answers to a prompt share its prefill.
 
-    sampling: one for all or one per prompt; answer i of a prompt has its seed + i. Rows do not influence each other:
-    each text is that of its own solo run, where rows are invariant (see `exactness`). While memory is short fewer rows
-    are decoded at a time (see `generate_rows`).
+    The answers to a prompt follow one another; answer i has the prompt's seed + i. sampling: one for all or one per
+    prompt. A row joins as soon as another has ended. Rows do not influence each other: each text is that of its own
+    solo run, where rows are invariant (see `exactness`). While memory is short fewer rows are decoded at a time (see
+    `generate_rows`).
     """
+    check_batch(max_batch)
+    check_answers(n)
     if not prompts:
         return []
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ParameterError(f"n must be a whole number >= 1, got {n!r}; ask for at least one answer")
     per_prompt = list(sampling) if isinstance(sampling, Sequence) else [sampling] * len(prompts)
     if len(per_prompt) != len(prompts):
         raise ParameterError(
@@ -89,12 +94,20 @@ def generate_batch(
         )
         for prompt, own in zip(prompts, per_prompt, strict=True)
     ]
-    rows = [answer for request in requests for answer in _answers(request, n)]
+    rows = [answer for request in requests for answer in answers_to(request, n)]
     rounds, has_drafter = pair.rounds, pair.drafter is not None
     policy = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=rounds.fit, times=rounds.times)
-    return generate_rows(pair, rows, policy, Guard(), on_progress)
+    return generate_rows(pair, rows, policy, Guard(), Watch(on_progress), max_batch=max_batch)
 
 
-def _answers(request: Request, n: int) -> list[Request]:
+def check_answers(n: int) -> int:
+    """`n` if so many answers can be asked for; ParameterError otherwise."""
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_ANSWERS:
+        raise ParameterError(f"n must be 1 .. {MAX_ANSWERS} answers, got {n!r}; ask for at least one")
+    return n
+
+
+def answers_to(request: Request, n: int) -> list[Request]:
+    """The request n times, with seeds that follow one another."""
     seed = request.sampling.seed or 0
     return [replace(request, sampling=replace(request.sampling, seed=seed + i)) for i in range(n)]

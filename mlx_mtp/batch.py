@@ -1,33 +1,76 @@
-"""Many replies decoded together, fewer at a time while memory is short: rows put aside go on later."""
+"""Many replies decoded together: rows join as soon as others have ended, and fewer run while memory is short."""
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from mlx_mtp.conversation import Request, start_row
-from mlx_mtp.decode import RowLimits, decode
-from mlx_mtp.errors import MemoryRefusal
+from mlx_mtp.decode import RowLimits, Step, decode
+from mlx_mtp.errors import MemoryRefusal, ParameterError
 from mlx_mtp.memory_parts import prefill_bytes
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy
-from mlx_mtp.pressure import REMEDY, STOPPED, Guard, StoppedForMemory, out_of_memory_refused
+from mlx_mtp.pressure import REMEDY, STOPPED, Guard, Relief, StoppedForMemory, out_of_memory_refused
 from mlx_mtp.reply import Chunk, Generation, Reply, collect
+from mlx_mtp.rows import add_rows, put_rows
 from mlx_mtp.sampling import sampler_class
-from mlx_mtp.state import KeysValues, State, StateCell, join_rows, keep_rows
+from mlx_mtp.state import (
+    KeysValues,
+    State,
+    StateCell,
+    capacity_for,
+    capacity_of,
+    join_rows,
+    keep_rows,
+    kv_shapes,
+)
 from mlx_mtp.turns import History
+
+MAX_BATCH = 64  # rows decoded together at most
+CALM_ROUNDS = 64  # rounds without a shortage after which a batch that was narrowed takes twice as many rows
 
 OnProgress = Callable[[int, int], None]
 
 
+def check_batch(max_batch: int) -> int:
+    """`max_batch` if it is a width that can be asked for; ParameterError otherwise."""
+    if not isinstance(max_batch, int) or isinstance(max_batch, bool) or not 1 <= max_batch <= MAX_BATCH:
+        raise ParameterError(
+            f"a batch is 1 .. {MAX_BATCH} rows wide, got {max_batch!r}; 4 to 8 suit most machines"
+        )
+    return max_batch
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a caller wants to be told of a batch; what any of these raises ends it.
+
+    on_progress(done, total): tokens of the prompt that is being prefilled. on_round(tokens): written so far, by all
+    rows. on_done(index, reply): a request's reply has ended. on_note(text): said once, where memory admits fewer rows.
+    """
+
+    on_progress: OnProgress | None = None
+    on_round: Callable[[int], None] | None = None
+    on_done: Callable[[int, Generation], None] | None = None
+    on_note: Callable[[str], None] | None = None
+
+
+SILENT = Watch()
+
+
 @dataclass(slots=True)
 class Row:
-    """One reply of the batch; `reply` from when it is started."""
+    """One reply of the batch; `reply` from when it is started, `result` from when it has ended."""
 
+    index: int
     request: Request
     reply: Reply | None = None
     chunks: list[Chunk] = field(default_factory=list)
+    result: Generation | None = None
 
     @property
     def written(self) -> list[int]:
@@ -35,12 +78,29 @@ class Row:
 
     @property
     def is_running(self) -> bool:
-        return self.reply is None or self.reply.finish_reason is None
+        return self.result is None
 
     @property
     def context(self) -> list[int]:
         """The tokens whose rows it needs before it can start or go on."""
         return [*self.request.ids, *self.written[:-1]]
+
+    @property
+    def room(self) -> int:
+        """Tokens beyond `context` that it may still write."""
+        return self.request.max_tokens - max(len(self.written) - 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A context's K/V and last hidden row, for as many rows as begin with it."""
+
+    context: list[int]
+    room: int
+    kv: KeysValues
+    hidden: mx.array
+    reused: int
+    began: float
 
 
 def generate_rows(
@@ -48,17 +108,25 @@ def generate_rows(
     requests: Sequence[Request],
     policy: Policy,
     guard: Guard,
-    on_progress: OnProgress | None = None,
+    watch: Watch = SILENT,
+    *,
+    max_batch: int = MAX_BATCH,
+    history: History | None = None,
 ) -> list[Generation]:
     """Replies to all requests, each the text of its own solo run where rows are invariant (see `exactness`).
 
+    At most `max_batch` are decoded together; the others wait, and one joins at the end of a round in which another has
+    ended. Requests with the same ids that follow one another share a prefill. `history` is what their prompts have in
+    common with earlier ones, and keeps the rows of the last.
+
     While memory is short the later half of the rows is put aside, again and again; their tokens are kept, and they are
-    prefilled and go on when the others have ended. A row that was put aside has the same text where prefill and rounds
-    round alike (as on a CPU in float32); elsewhere each token is still the target's own choice. Where nothing helps,
-    rows end with finish_reason "error" and a `note`; MemoryRefusal is raised where no row could even start.
+    prefilled and go on when there is room. A row that was put aside has the same text where prefill and rounds round
+    alike (as on a CPU in float32); elsewhere each token is still the target's own choice. Where nothing helps, rows end
+    with finish_reason "error" and a `note`; MemoryRefusal is raised where no row could even start. With
+    `watch.on_done` nothing is raised: a row that does not fit ends alone, and the others go on.
     """
     with out_of_memory_refused(lambda: None):
-        return _Batch(pair, requests, policy, guard, on_progress).run()
+        return _Batch(pair, requests, policy, guard, watch, check_batch(max_batch), history).run()
 
 
 class _Batch:
@@ -68,68 +136,123 @@ class _Batch:
         requests: Sequence[Request],
         policy: Policy,
         guard: Guard,
-        on_progress: OnProgress | None,
+        watch: Watch,
+        max_batch: int,
+        history: History | None,
     ):
-        self.pair, self.policy, self.guard, self.on_progress = pair, policy, guard, on_progress
-        self.rows = [Row(request) for request in requests]
+        self.pair, self.policy, self.guard, self.watch, self.history = pair, policy, guard, watch, history
+        self.rows = [Row(index, request) for index, request in enumerate(requests)]
+        self.waiting = deque(self.rows)
+        self.slots: list[Row] = []  # the rows of the state, those that have ended included
+        self.cell = StateCell()
         self.sampler = sampler_class([request.sampling for request in requests])
-        self.started = time.perf_counter()
-        self.is_short = False  # memory was short while rows were being prefilled
+        self.width, self.widest = max_batch, max_batch
+        self.calm = 0  # rounds since memory was short
+        self.tokens = 0
+        self.is_short = False  # memory was short while a row was being prefilled
+        self.was_noted = False
+        self.shared: Prefilled | None = None
+
+    @property
+    def running(self) -> list[int]:
+        """Slots whose rows have not ended."""
+        return [i for i, row in enumerate(self.slots) if row.is_running]
 
     def run(self) -> list[Generation]:
-        while waiting := [row for row in self.rows if row.is_running]:
+        while self.waiting or self.running:
             try:
-                together, states = self._start(waiting)
+                self._fill()
             except MemoryRefusal as refusal:
-                if not any(row.written for row in self.rows):
-                    raise
-                self._stop(waiting, f"{refusal}; what was written is kept")
-                mx.clear_cache()
-                break
-            cell = StateCell(join_rows(self.pair.target.text, states))
-            del states
-            self._decode(together, cell)
-        return [collect(row.chunks) for row in self.rows]
+                self._give_up(refusal)
+                continue
+            self._relieve(self._rounds())
+        return [row.result for row in self.rows if row.result is not None]
 
-    def _start(self, waiting: list[Row]) -> tuple[list[Row], list[State]]:
-        """Prefill as many rows as memory admits -> those rows and their states; raises MemoryRefusal if none fits.
+    # Rows join
 
-        Rows with the same context share its prefill, and its K/V until they are joined.
-        """
+    def _fill(self) -> None:
+        """Let rows that wait join: in the places of those that have ended, then behind them."""
+        if not self.running:
+            self.slots, self.cell, self.width = [], StateCell(), self.widest
+        joining, states = self._start(self.width - len(self.running))
+        text = self.pair.target.text
+        if states and not self.slots:
+            self.slots = joining
+            self.cell.put(join_rows(text, states))
+            return
+        free = [i for i, row in enumerate(self.slots) if not row.is_running]
+        if states and free:
+            placed = dict(zip(free, states, strict=False))
+            put_rows(text, self.cell, placed)
+            for i, row in zip(placed, joining, strict=False):
+                self.slots[i] = row
+        if len(states) > len(free):
+            add_rows(text, self.cell, states[len(free) :])
+            self.slots += joining[len(free) :]
+        if 2 * len(self.running) <= len(self.slots):
+            self._keep(self.running)
+
+    def _start(self, room: int) -> tuple[list[Row], list[State]]:
+        """Prefill as many waiting rows as there is room and memory for; MemoryRefusal if no row is left to run."""
+        joining: list[Row] = []
         states: list[State] = []
-        shared: tuple[KeysValues, mx.array] | None = None
-        context: list[int] = []
         self.is_short = False
-        for row in waiting:
+        while self.waiting and len(states) < room and not self.is_short:
+            row = self.waiting[0]
             try:
-                if shared is None or row.context != context:
-                    context, shared = row.context, self._prefill(row, len(states))
-                else:
-                    self.guard.admit(_bytes_of(shared[0]) * (len(states) + 1))
+                states.append(self._state(row, self._prefilled(row, len(states))))
             except MemoryRefusal:
-                if not states:
+                self.shared = None
+                if not states and not self.running:
                     raise
+                self.is_short = True
                 break
-            states.append(self._state(row, *shared))
-            if self.is_short:
-                break
-        return waiting[: len(states)], states
+            joining.append(self.waiting.popleft())
+        if self.is_short and self.waiting:
+            self._narrow(len(self.running) + len(states))
+        if not self.waiting or (self.shared is not None and self.waiting[0].context != self.shared.context):
+            self.shared = None
+        return joining, states
 
-    def _prefill(self, row: Row, others: int) -> tuple[KeysValues, mx.array]:
-        text, context = self.pair.target.text, row.context
+    def _prefilled(self, row: Row, others: int) -> Prefilled:
+        """The row's context, prefilled unless the row before it had the same; `others` join at the same time."""
+        if self.shared is not None and self.shared.context == row.context and self.shared.room >= row.room:
+            kv_bytes = _bytes_of(self.shared.kv)
+            self.guard.admit(self._joining_bytes(row, kv_bytes, others))
+            return self.shared
+        self.shared, context, began = None, row.context, time.perf_counter()
+        text = self.pair.target.text
         scratch = prefill_bytes(text, len(context), len(context), self.pair.target.dtype.size)
 
         def admit(new_bytes: int) -> None:
-            joined = new_bytes * (others + 1) if others else 0  # joining copies every row
+            joined = self._joining_bytes(row, new_bytes, others) if others or self.slots else 0
             self.guard.admit(new_bytes + joined + scratch)
 
-        kv, hidden, _ = History(self.pair.target).extend(
+        history = self.history or History(self.pair.target)
+        kv, hidden, reused = history.extend(
             context,
-            room=row.request.max_tokens - max(len(row.written) - 1, 0),
+            room=row.room,
+            boundaries=row.request.boundaries,
             on_progress=self._watched,
             admit=admit,
         )
-        return kv, hidden
+        if self.history is not None:
+            history.keep(context, kv)
+        self.shared = Prefilled(context, row.room, kv, hidden, reused, began)
+        return self.shared
+
+    def _joining_bytes(self, row: Row, kv_bytes: int, others: int) -> int:
+        """What joining takes beside the row's own K/V: all rows are copied, or one, or the others' buffers grow."""
+        if not self.slots:
+            return kv_bytes * (others + 1)
+        free = len(self.slots) - len(self.running)
+        there = capacity_of(self.pair.target.text, self.cell.peek().kv)
+        growth = self._row_bytes(capacity_for(len(row.context) + row.room)) - self._row_bytes(there)
+        return max(growth, 0) * len(self.slots) + (kv_bytes if others >= free else 0)
+
+    def _row_bytes(self, capacity: int) -> int:
+        target = self.pair.target
+        return sum(2 * target.dtype.size * math.prod(shape) for shape in kv_shapes(target.text, 1, capacity))
 
     def _watched(self, done: int, total: int) -> None:
         relief = self.guard.relief()
@@ -140,64 +263,133 @@ class _Batch:
             raise StoppedForMemory(
                 f"this machine is short of memory, a prompt was given up at token {done:,} of {total:,}; {REMEDY}"
             )
-        if self.on_progress is not None:
-            self.on_progress(done, total)
+        if self.watch.on_progress is not None:
+            self.watch.on_progress(done, total)
 
-    def _state(self, row: Row, kv: KeysValues, hidden: mx.array) -> State:
+    def _state(self, row: Row, prefilled: Prefilled) -> State:
         state = start_row(
             self.pair,
             row.request,
-            kv,
-            hidden,
+            prefilled.kv,
+            prefilled.hidden,
             with_bias=self.sampler.bias,
             with_counts=self.sampler.penalties,
             written=row.written,
         )
         if row.reply is None:
-            row.reply = Reply(self.pair, row.request, 0, self.started)
+            row.reply = Reply(self.pair, row.request, prefilled.reused, prefilled.began)
         return state
 
-    def _decode(self, rows: list[Row], cell: StateCell) -> None:
-        """Rounds until the rows have ended, stopped or been put aside."""
-        while rows:
-            relief = self._rounds(rows, cell)
-            running = [i for i, row in enumerate(rows) if row.is_running]
-            if relief == "stop":
-                self._stop([row for row in self.rows if row.is_running], STOPPED)
-            if relief != "shrink" or not running:
-                return
-            kept = running[: -(-len(running) // 2)]
-            if len(kept) < len(rows):
-                keep_rows(cell, kept)
-                rows = [rows[i] for i in kept]
-            mx.clear_cache()
+    # Rounds
 
-    def _rounds(self, rows: list[Row], cell: StateCell) -> str:
-        """Rounds until all rows have ended, or less memory has to be taken -> what the guard said."""
+    def _rounds(self) -> Relief:
+        """Rounds until rows can join or leave, or less memory has to be taken -> what the guard said."""
+        if not self.slots:
+            return "none"
+        began_with = len(self.running)
+        self._leave_out_ended()
         eos = frozenset(self.pair.prompt_format.eos_ids)
         limits = [
-            RowLimits(row.request.max_tokens - len(row.written), eos, is_new=not row.written) for row in rows
+            RowLimits(row.request.max_tokens - len(row.written), eos, is_new=not row.written)
+            for row in self.slots
         ]
-        steps = decode(self.pair.rounds, cell, limits, self.policy, self.sampler)
-        relief = "none"
-        for step in steps:
-            for i, row in enumerate(rows):
-                if row.is_running and row.reply is not None:
-                    row.reply.row = i
-                    row.chunks.append(row.reply.take(step, self.policy))
-            if not any(row.is_running for row in rows):
-                break
-            relief = self.guard.relief()
-            if relief != "none":
-                break
-        steps.close()
-        return relief
+        steps = decode(
+            self.pair.rounds, self.cell, limits, self.policy, self.sampler, until_one_ends=bool(self.waiting)
+        )
+        try:
+            for step in steps:
+                self._take(step)
+                running = len(self.running)
+                if not running or (self.waiting and running < began_with):
+                    return "none"
+                relief = self.guard.relief()
+                if relief != "none":
+                    return relief
+                if self._may_widen() or (not self.waiting and 2 * running <= len(self.slots)):
+                    return "none"
+            return "none"
+        finally:
+            steps.close()
+
+    def _leave_out_ended(self) -> None:
+        """Rows that ended by a stop string, which rounds know nothing of, write no more."""
+        if len(self.running) < len(self.slots):
+            state = self.cell.take()
+            still = mx.array([row.is_running for row in self.slots])
+            self.cell.put(state._replace(active=mx.logical_and(state.active, still)))
+
+    def _take(self, step: Step) -> None:
+        for i, row in enumerate(self.slots):
+            if not row.is_running or row.reply is None:
+                continue
+            row.reply.row = i
+            chunk = row.reply.take(step, self.policy)
+            self.tokens += len(chunk.tokens)
+            row.chunks.append(chunk)
+            if chunk.finish_reason is not None:
+                self._end(row)
+        if self.watch.on_round is not None:
+            self.watch.on_round(self.tokens)
+
+    def _may_widen(self) -> bool:
+        self.calm += 1
+        if self.width >= self.widest or not self.waiting or self.calm < CALM_ROUNDS:
+            return False
+        self.calm, self.width = 0, min(2 * self.width, self.widest)
+        return True
+
+    # Rows leave
+
+    def _relieve(self, relief: Relief) -> None:
+        """Carry out what the guard said."""
+        if relief == "stop":
+            self._stop([*(self.slots[i] for i in self.running), *self.waiting], STOPPED)
+            self.waiting.clear()
+        elif relief == "shrink" and self.running:
+            kept = self.running[: -(-len(self.running) // 2)]
+            aside = [self.slots[i] for i in self.running[len(kept) :]]
+            self.waiting.extendleft(reversed(aside))
+            self.shared = None
+            self._narrow(len(kept))
+            if len(kept) < len(self.slots):
+                self._keep(kept)
+            mx.clear_cache()
+
+    def _keep(self, slots: list[int]) -> None:
+        keep_rows(self.cell, slots)
+        self.slots = [self.slots[i] for i in slots]
+
+    def _narrow(self, width: int) -> None:
+        self.calm, self.width = 0, max(width, 1)
+        if self.watch.on_note is not None and not self.was_noted:
+            self.was_noted = True
+            self.watch.on_note(
+                f"memory admits {self.width} rows at a time for now, of the {self.widest} asked for; {REMEDY}"
+            )
+
+    def _give_up(self, refusal: MemoryRefusal) -> None:
+        """No row runs, and the next that waits does not fit."""
+        note = f"{refusal}; what was written is kept"
+        if self.watch.on_done is not None:
+            self._stop([self.waiting.popleft()], note)
+        elif any(row.written for row in self.rows):
+            self._stop(list(self.waiting), note)
+            self.waiting.clear()
+        else:
+            raise refusal
+        mx.clear_cache()
 
     def _stop(self, rows: list[Row], note: str) -> None:
         for row in rows:
             if row.reply is None:
-                row.reply = Reply(self.pair, row.request, 0, self.started)
+                row.reply = Reply(self.pair, row.request, 0, time.perf_counter())
             row.chunks.append(row.reply.stop(self.policy, note))
+            self._end(row)
+
+    def _end(self, row: Row) -> None:
+        row.result, row.chunks = collect(row.chunks), []
+        if self.watch.on_done is not None:
+            self.watch.on_done(row.index, row.result)
 
 
 def _bytes_of(kv: KeysValues) -> int:

@@ -49,24 +49,30 @@ def decode(
     rows: Sequence[RowLimits],
     policy: Policy,
     sampler: SamplerClass,
+    *,
+    until_one_ends: bool = False,
 ) -> Generator[Step, None, None]:
     """Take the state from `cell`, yield a Step a round until every row has ended, and put the state back.
 
-    Whoever stops iterating gets it back too: rows 0 .. length-1 then hold exactly the tokens yielded, but the last, and
-    rows that have not ended can go on from it.
+    until_one_ends: stop after a step in which a row ended, so that another can take its place. Whoever stops iterating
+    gets the state back too: rows 0 .. length-1 then hold exactly the tokens yielded, but the last, and rows that have
+    not ended can go on from it.
     """
     ledger = Ledger(cell.peek(), rows)
-    yield ledger.first_step(cell.peek())
+    step = ledger.first_step(cell.peek())
+    yield step
     state: State | None = None
     current: Built | None = None
+    is_over = ledger.all_ended or (until_one_ends and any(step.finish))
     try:
-        if not ledger.all_ended:
-            state = cell.take()
+        if not is_over:
+            # A row may have ended with its first token: without, or it would write beyond its buffers in time.
+            state = ledger.without_ended(cell.take())
             state = _with_first_drafts(rounds, state, ledger, policy, sampler)
             current = _build(rounds, state, ledger, policy, sampler)
             state = None  # whoever keeps an old state makes every buffer copy
             _dispatch(current)
-        while current is not None and not ledger.all_ended:
+        while current is not None and not is_over:
             ahead = _build(rounds, current.state, ledger, policy, sampler, unread=current)
             step = ledger.record(current, traced_meanwhile=ahead.new_shape)
             policy.observe(
@@ -76,7 +82,8 @@ def decode(
                 drafted=current.state.drafts.shape[1],
                 batch=len(step.accepted),
             )
-            if ledger.all_ended:
+            is_over = ledger.all_ended or (until_one_ends and any(step.finish))
+            if is_over:
                 del ahead
             else:
                 mx.eval(current.state.drafts)  # no reader of K/V is in flight when the next round writes

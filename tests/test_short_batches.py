@@ -10,7 +10,7 @@ import pytest
 import mlx_mtp.batch
 import mlx_mtp.state
 from mlx_mtp import generate
-from mlx_mtp.batch import generate_rows
+from mlx_mtp.batch import Watch, generate_rows
 from mlx_mtp.conversation import make_request, start_row
 from mlx_mtp.errors import MemoryRefusal
 from mlx_mtp.policy import make_policy
@@ -60,9 +60,9 @@ def batches(monkeypatch) -> list[int]:
     sizes: list[int] = []
     decode = mlx_mtp.batch.decode
 
-    def watched(rounds, cell, rows: Sequence, policy, sampler):
+    def watched(rounds, cell, rows: Sequence, policy, sampler, **until):
         sizes.append(len(rows))
-        return decode(rounds, cell, rows, policy, sampler)
+        return decode(rounds, cell, rows, policy, sampler, **until)
 
     monkeypatch.setattr(mlx_mtp.batch, "decode", watched)
     return sizes
@@ -97,7 +97,7 @@ def test_a_row_goes_on_after_the_tokens_it_has():
     requests = [make_request(pair, own, max_tokens=LENGTH, sampling=SAMPLED) for own in ([1, *ids], ids)]
     guard = ScriptedGuard(["none"] * 4 + ["shrink"])  # two prefills and three steps of one token each
     policy = make_policy(0, has_drafter=True)
-    generate_rows(pair, requests, policy, guard, lambda done, total: totals.append(total))
+    generate_rows(pair, requests, policy, guard, Watch(lambda done, total: totals.append(total)))
     assert totals == [len(ids) + 1, len(ids), len(ids) + 2]
 
     request = make_request(pair, ids, max_tokens=LENGTH, sampling=PENALISED)

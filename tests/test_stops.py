@@ -116,7 +116,8 @@ def test_an_ended_row_stands_still(monkeypatch):
     monkeypatch.setattr(mlx_mtp.decode, "_dispatch", watched)
     (short, text), (long, _) = golden_text("e2b", "short"), golden_text("e2b", "long")
     eos = next(token for i, token in enumerate(text) if i > 3 and token not in text[:i])
-    outs = generate_batch(with_eos(pair_of("e2b"), eos), [short, long], max_tokens=30, num_draft_tokens=2)
+    prompts = [short, long, long[:-1]]  # two go on, so that the row is not dropped
+    outs = generate_batch(with_eos(pair_of("e2b"), eos), prompts, max_tokens=30, num_draft_tokens=2)
     assert outs[0].stats.rounds + 3 < outs[1].stats.rounds
     after = rows[outs[0].stats.rounds + 1 :]
     assert len(after) > 3 and len(set(after)) == 1 and after[0][0] is False
