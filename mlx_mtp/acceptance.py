@@ -1,6 +1,7 @@
 """How often a draft is right, by position, as the text so far says; recent rounds weigh more."""
 
 from collections.abc import Sequence
+from math import log, prod
 
 from mlx_mtp.state import MAX_DRAFT_TOKENS
 
@@ -9,6 +10,7 @@ IDLE_MEMORY = 0.985  # and after one without: the text may have changed meanwhil
 LONG_MEMORY = 0.99  # weight of a first draft in the pair's own average, which stands for what was never tried
 USUAL = 0.7  # what published pairs have on most texts
 DOUBTED = 0.2  # weight that is left of counts from what seems to be another text
+UNLIKELY = 0.003  # chance of a row of rounds at which it is another text rather than luck
 LEANING = 2.0  # drafts that the expectation of a position counts for, before it was tried
 
 
@@ -19,9 +21,12 @@ class Acceptance:
         self._right = [0.0] * MAX_DRAFT_TOKENS
         self._tried = [0.0] * MAX_DRAFT_TOKENS
         self._long_right, self._long_tried = 3 * USUAL, 3.0
+        self._wrong, self._right_throughout = 0.0, 0.0  # log of the chance of a row of rounds as bad, as good
 
     def observe(self, verified: int, accepted: Sequence[int]) -> None:
         """A round: drafts verified, drafts accepted in each active row; all rows count as one moment."""
+        if verified and accepted:
+            self._notice(verified, accepted)
         memory = MEMORY if verified else IDLE_MEMORY
         for position in range(MAX_DRAFT_TOKENS):
             self._right[position] *= memory
@@ -34,11 +39,28 @@ class Acceptance:
                 self._long_right = LONG_MEMORY * self._long_right + (n > 0)
                 self._long_tried = LONG_MEMORY * self._long_tried + 1
 
-    def doubt(self) -> None:
+    def _notice(self, verified: int, accepted: Sequence[int]) -> None:
+        """Doubt what is known when rounds one after another are all wrong, or all right, against expectation."""
+        chances = self.chances(verified)
+        if max(accepted) == 0:
+            self._wrong += log(max(1 - chances[0], 1e-3))
+        else:
+            self._wrong = 0.0
+        if min(accepted) == verified:
+            self._right_throughout += log(max(prod(chances), 1e-3))
+        else:
+            self._right_throughout = 0.0
+        if self._wrong < log(UNLIKELY):
+            self.doubt(1 - USUAL)
+        elif self._right_throughout < log(UNLIKELY):
+            self.doubt()
+
+    def doubt(self, expected: float = USUAL) -> None:
         """The text seems to be another one: what was seen before hardly counts."""
+        self._wrong = self._right_throughout = 0.0
         for counts in (self._right, self._tried):
             counts[:] = [DOUBTED * count for count in counts]
-        self._long_right = DOUBTED * self._long_right + 3 * USUAL
+        self._long_right = DOUBTED * self._long_right + 3 * expected
         self._long_tried = DOUBTED * self._long_tried + 3
 
     def tried(self, position: int = 0) -> float:
