@@ -59,21 +59,19 @@ def test_bits_do_not_depend_on_rows_or_place(
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 32), (None, 0)])
 def test_adversarial_routings(metal: Runner, bits: int | None, group: int) -> None:
-    layer = make_experts(16, 8, 1408, 352, bits=bits, group=group or 32, dtype=mx.bfloat16, seed=4)
+    layer = make_experts(16, 8, 704, 320, bits=bits, group=group or 32, dtype=mx.bfloat16, seed=4)
     x, every = rows_for(layer, max(ROWS)), np.arange(16)[None]
     alone = mx.stack([pairs_of(layer, x[row : row + 1], every) for row in range(max(ROWS))])
-    metal.settings(count=True)
     for rows in (1, 5, 7, 13, 25, 72):
         for name, ids in routings(rows, 16, 8).items():
             metal.reset()
             expected = alone[mx.arange(rows)[:, None], mx.array(ids)].reshape(rows * 8, -1)
-            assert same_bits(pairs_of(layer, x[:rows], ids), expected), (rows, name)
-            used, lengths = np.unique(ids, return_counts=True)
-            if (
-                rows > LONG or lengths.max() <= rows
-            ):  # else an expert is repeated in a row, as the router never does
+            with metal.run(count=name.startswith("the")):
+                assert same_bits(pairs_of(layer, x[:rows], ids), expected), (rows, name)
+            # Without long runs kept, an expert repeated within a row, as the router never has it, is read again.
+            if name.startswith("the same") or (name.startswith("the") and rows > LONG):
                 for kernel, matrix in (("gate_up", "gate"), ("gate_up", "up"), ("down", "down")):
-                    assert_read_once(metal, kernel, matrix, getattr(layer, matrix), len(used))
+                    assert_read_once(metal, kernel, matrix, getattr(layer, matrix), len(np.unique(ids)))
 
 
 @pytest.mark.parametrize("bits", [4, 8, None])
