@@ -14,7 +14,9 @@ from mlx_mtp.checkpoint import (
     read_target,
     read_target_config,
 )
-from mlx_mtp.config import TargetConfig
+from mlx_mtp.chips import chip_of
+from mlx_mtp.config import DrafterConfig, TargetConfig
+from mlx_mtp.cost import CostModel, prior
 from mlx_mtp.drafter import Drafter, make_drafter
 from mlx_mtp.dtypes import activation_dtype
 from mlx_mtp.errors import CheckpointError, ParameterError
@@ -22,16 +24,18 @@ from mlx_mtp.exactness import Exactness, exactness_of
 from mlx_mtp.exactness_tax import Tax, measure_tax
 from mlx_mtp.kernels.chooser import Choice, Row, choose_kernels, equip
 from mlx_mtp.kernels.results import known_verdicts
-from mlx_mtp.machine import check_machine, free_bytes, this_machine
+from mlx_mtp.machine import Machine, check_machine, free_bytes, this_machine
 from mlx_mtp.model_files import check_unchanged
 from mlx_mtp.progress import OnProgress, Progress, silent
 from mlx_mtp.prompt import PromptFormat, load_prompt_format
 from mlx_mtp.quantize import quantize_tensors
 from mlx_mtp.round import Rounds
+from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.sampling import Sampling
 from mlx_mtp.sources import Sources, Wanted, admit, find_sources
 from mlx_mtp.target import Target, make_target
 from mlx_mtp.versions import check_versions
+from mlx_mtp.weights import QuantizedWeight, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ class Pair:
     def with_kernels(self, choice: Choice) -> "Pair":
         """The same pair computing with other kernels, for replies that start with it; its rounds are traced anew."""
         target, drafter = equip(self.target, self.drafter, choice)
-        rounds = Rounds(target, drafter, compiled=self.rounds.compiled)
+        times = RoundTimes(self.rounds.times.prior)
+        rounds = Rounds(target, drafter, compiled=self.rounds.compiled, times=times)
         return replace(self, target=target, drafter=drafter, rounds=rounds, kernel_table=choice.rows)
 
     def check_exact(self) -> bool:
@@ -133,6 +138,7 @@ def load(
     verdicts = known_verdicts(machine, exact=exact) if has_metal else {}
     choice = choose_kernels(model, small, has_metal=has_metal, verdicts=verdicts)
     model, small = equip(model, small, choice)
+    expected = _expected_cost(config, small_config, model, small, choice, machine)
     return Pair(
         name=str(target),
         target=model,
@@ -140,12 +146,40 @@ def load(
         prompt_format=prompts,
         sampling=sampling,
         max_context=context,
-        rounds=Rounds(model, small),
+        rounds=Rounds(
+            model,
+            small,
+            times=RoundTimes(_expected_cost(config, small_config, model, small, choice, machine)),
+        ),
         warnings=(*version_warnings, *sources.warnings, *checkpoint.warnings, *small_warnings),
         folder=sources.target,
         drafter_folder=sources.drafter,
         kernel_table=choice.rows,
     )
+
+
+def _expected_cost(
+    config: TargetConfig,
+    small_config: DrafterConfig | None,
+    model: Target,
+    small: Drafter | None,
+    choice: Choice,
+    machine: Machine,
+) -> CostModel:
+    """What rounds are expected to cost before one was timed."""
+    on_metal = machine.has_metal and mx.default_device().type != mx.cpu
+    return prior(
+        config,
+        small_config,
+        chip_of(machine) if on_metal else None,
+        bits=_bits_of(model.embedding),
+        drafter_bits=16 if small is None else _bits_of(small.embedding),
+        kernels="ours" if any(row.by == "ours" for row in choice.rows) else "stock",
+    )
+
+
+def _bits_of(weight: Weight) -> int:
+    return weight.bits if isinstance(weight, QuantizedWeight) else 16
 
 
 def _read_drafter(

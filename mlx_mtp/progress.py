@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["download", "wait", "read", "quantize", "prefill"]
+Stage = Literal["download", "wait", "read", "quantize", "prefill", "calibrate"]
 
 
 @dataclass(frozen=True, slots=True)

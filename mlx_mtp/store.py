@@ -23,9 +23,11 @@ VERSION = 1  # of the envelope below and of every record in it
 LARGEST_BYTES = 256 << 20  # a long saved conversation has a few MB
 LAST_MODEL = "last-model.json"
 KERNEL_RESULTS = "kernel-results"
+PROFILES = "profiles"
 MEANING = {
     KERNEL_RESULTS: "which Metal kernels passed and won on this chip, found again when removed",
     LAST_MODEL: "the model used last",
+    PROFILES: "how long rounds take with each model here, found again when removed",
     "quantized": "quantised copies of models, made again when removed",
 }
 
