@@ -146,11 +146,7 @@ def load(
         prompt_format=prompts,
         sampling=sampling,
         max_context=context,
-        rounds=Rounds(
-            model,
-            small,
-            times=RoundTimes(_expected_cost(config, small_config, model, small, choice, machine)),
-        ),
+        rounds=Rounds(model, small, times=RoundTimes(expected)),
         warnings=(*version_warnings, *sources.warnings, *checkpoint.warnings, *small_warnings),
         folder=sources.target,
         drafter_folder=sources.drafter,
