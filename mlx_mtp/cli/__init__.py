@@ -13,6 +13,7 @@ import typer
 import mlx_mtp
 from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.cli import models
+from mlx_mtp.cli.batch import batch
 from mlx_mtp.cli.chat import chat
 from mlx_mtp.cli.doctor import doctor
 from mlx_mtp.cli.generate import generate
@@ -50,6 +51,7 @@ def _options(
 
 app.command()(chat)
 app.command()(generate)
+app.command()(batch)
 app.command()(prove)
 app.command()(doctor)
 app.add_typer(models.app)

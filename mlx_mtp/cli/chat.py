@@ -126,6 +126,10 @@ def _obey(session: Session, command: Command) -> None:
         say("no reply yet" if session.stats is None else figures_table(session.stats))
     elif command.name == "mtp":
         _set_mtp(session, command.argument)
+    elif command.name == "n":
+        _set_answers(session, command.argument)
+    elif command.name == "pick":
+        session.pick(command.argument)
 
 
 def _set_mtp(session: Session, argument: str) -> None:
@@ -137,3 +141,14 @@ def _set_mtp(session: Session, argument: str) -> None:
             return
     k = session.num_draft_tokens
     say(f"MTP is {'off' if k == 0 else 'auto' if k == 'auto' else f'{k} draft tokens a round'}")
+
+
+def _set_answers(session: Session, argument: str) -> None:
+    """How many answers each message gets from now on."""
+    if argument:
+        try:
+            session.set_answers(int(argument) if argument.isascii() and argument.isdigit() else argument)
+        except MtpError as error:
+            say(str(error))
+            return
+    say("one answer to each message" if session.n == 1 else f"{session.n} answers to each message")

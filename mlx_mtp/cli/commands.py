@@ -8,11 +8,13 @@ HELP = """\
 /system TEXT      start over with this system prompt; without TEXT: none
 /stats            figures of the last reply
 /mtp auto|off|N   draft tokens a round; without a word: what it is now
+/n N              N answers to each message; without a number: how many now
+/pick I           go on with answer I of the last ones instead of the first
 /exit             leave (Ctrl-D too)
 //TEXT            send a line that begins with a slash
 Ctrl-C            stop the reply; twice within 2 s leaves"""
 
-NAMES = ("help", "clear", "system", "stats", "mtp", "exit")
+NAMES = ("help", "clear", "system", "stats", "mtp", "n", "pick", "exit")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import mlx_mtp
 from mlx_mtp.cli import options
 from mlx_mtp.cli.opening import opened, opening
 from mlx_mtp.cli.patience import Patience
+from mlx_mtp.cli.several import write_answers
 from mlx_mtp.cli.status import figures, status_line
 from mlx_mtp.cli.stdin_text import argument_text, piped_text
 from mlx_mtp.cli.terminal import ReplyWriter, say, write_answer
@@ -17,6 +18,7 @@ from mlx_mtp.errors import PromptError
 
 if TYPE_CHECKING:
     from mlx_mtp.pair import Pair
+    from mlx_mtp.reply import Generation
 
 REPLY_TOKENS = 1024
 
@@ -43,6 +45,7 @@ def generate(
     stop: options.Stop = None,
     system: options.System = None,
     thinking: options.Thinking = None,
+    n: Annotated[int, typer.Option("-n", metavar="N", help="Answers; each has the next seed.")] = 1,
     text: Annotated[
         bool, typer.Option("--text", help="Continue the prompt as it is, without the chat template.")
     ] = False,
@@ -51,6 +54,8 @@ def generate(
     ] = False,
 ) -> None:
     """Answer one prompt. `cat file | mlx-mtp generate MODEL "question"` asks about the file."""
+    from mlx_mtp.api import check_answers
+
     reply = options.reply_options(
         mtp=mtp,
         max_tokens=max_tokens,
@@ -65,6 +70,7 @@ def generate(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
     )
+    check_answers(n)
     asked = "\n\n".join(part for part in (argument_text(prompt), piped_text()) if part)
     if not asked:
         raise PromptError('the prompt is empty; give one: mlx-mtp generate MODEL "question"')
@@ -81,7 +87,9 @@ def generate(
     )
     prepared = asked if text else _messages(asked, system)
     with opened(wanted) as pair:
-        if as_json:
+        if n > 1:
+            _print_several(pair, prepared, n, reply.request(pair), as_json=as_json)
+        elif as_json:
             _print_json(pair, prepared, reply.request(pair))
         else:
             _print_as_it_comes(pair, prepared, reply.request(pair))
@@ -112,8 +120,21 @@ def _print_as_it_comes(pair: "Pair", prompt: str | list[dict[str, str]], request
 
 
 def _print_json(pair: "Pair", prompt: str | list[dict[str, str]], request: dict[str, Any]) -> None:
-    out = mlx_mtp.generate(pair, prompt, **request)
-    fields = {
+    write_answer(json.dumps(_fields(mlx_mtp.generate(pair, prompt, **request))) + "\n")
+
+
+def _print_several(
+    pair: "Pair", prompt: str | list[dict[str, str]], n: int, request: dict[str, Any], *, as_json: bool
+) -> None:
+    outs = mlx_mtp.generate_batch(pair, [prompt], n=n, **request)
+    if as_json:
+        write_answer(json.dumps({"answers": [_fields(out) for out in outs]}) + "\n")
+    else:
+        write_answers(outs)
+
+
+def _fields(out: "Generation") -> dict[str, Any]:
+    return {
         "text": out.text,
         "thought": out.thought,
         "tool_call": out.tool_call,
@@ -122,4 +143,3 @@ def _print_json(pair: "Pair", prompt: str | list[dict[str, str]], request: dict[
         "note": out.note,
         "stats": figures(out.stats),
     }
-    write_answer(json.dumps(fields) + "\n")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_mtp.cli.interrupts import Interrupts
 from mlx_mtp.cli.patience import Patience
+from mlx_mtp.cli.several import write_answers
 from mlx_mtp.cli.status import status_line
 from mlx_mtp.cli.terminal import ReplyWriter, say
 from mlx_mtp.errors import MtpError
@@ -26,6 +27,8 @@ class Session:
 
         self.num_draft_tokens: int | Literal["auto"] = request.pop("num_draft_tokens")
         self.stats: Stats | None = None
+        self.n = 1  # answers to each message
+        self._others: list[str] = []  # the last ones, where there were several
         self._warned: str | None = None
         self._pair = pair
         self._request = request
@@ -37,6 +40,7 @@ class Session:
         """Begin a new conversation, under this system prompt."""
         self.system = system
         self._messages = [{"role": "system", "content": system}] if system else []
+        self._others = []
         self._conversation.clear()
 
     def set_mtp(self, num_draft_tokens: int | Literal["auto"]) -> None:
@@ -46,16 +50,36 @@ class Session:
         make_policy(num_draft_tokens, has_drafter=self._pair.drafter is not None)
         self.num_draft_tokens = num_draft_tokens
 
+    def set_answers(self, n: int | str) -> None:
+        """How many answers each message gets from the next on; refused like any request for them."""
+        from mlx_mtp.api import check_answers
+
+        self.n = check_answers(n)  # type: ignore[arg-type]  # it refuses what is no number
+
+    def pick(self, argument: str) -> None:
+        """Go on with another of the last answers."""
+        if not self._others:
+            say("there are no answers to choose from; /n N asks for several")
+        elif not (argument.isascii() and argument.isdigit() and 1 <= int(argument) <= len(self._others)):
+            say(f"choose one of the answers 1 .. {len(self._others)}, such as /pick 1")
+        else:
+            self._messages[-1] = {"role": "assistant", "content": self._others[int(argument) - 1]}
+            say(f"(going on with answer {int(argument)})")
+
     def say(self, text: str) -> None:
         """Say `text` to the model and write its reply as it comes; a turn that gave nothing is taken back."""
         self._messages.append({"role": "user", "content": text})
         writer = ReplyWriter()
         answer: list[str] = []
+        self._others = []
         try:
             with self._interrupts.during_reply():
-                self._stream(writer, answer)
+                if self.n > 1:
+                    self._several(answer)
+                else:
+                    self._stream(writer, answer)
         except _Stopped:
-            say("(stopped before the reply began)")
+            say("(stopped before the reply began)" if self.n == 1 else "(stopped; no answer is kept)")
         except MtpError as error:
             writer.finish()
             say(str(error))
@@ -86,6 +110,30 @@ class Session:
                     break
         writer.finish()
         self._close(finish_reason, note)
+
+    def _several(self, answer: list[str]) -> None:
+        """Write some answers when all have ended; the conversation goes on with the first."""
+        from mlx_mtp.answers import answers_in
+        from mlx_mtp.batch import Watch
+
+        def on_round(tokens: int) -> None:
+            self._stop_if_asked(tokens, tokens)
+
+        watch = Watch(self._stop_if_asked, on_round, on_note=lambda note: say(f"({note})"))
+        outs = answers_in(
+            self._conversation,
+            self._messages,
+            self.n,
+            num_draft_tokens=self.num_draft_tokens,
+            watch=watch,
+            **self._request,
+        )
+        write_answers(outs)
+        self.stats = outs[0].stats
+        answer.append(outs[0].text)
+        if outs[0].text:
+            self._others = [out.text for out in outs]
+            say("(the conversation goes on with answer 1; /pick I takes another)")
 
     def _stop_if_asked(self, done: int, total: int) -> None:
         if self._interrupts.asked:

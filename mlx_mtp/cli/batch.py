@@ -1,0 +1,174 @@
+"""`mlx-mtp batch`: a file of prompts, answered together, one line out for each line in."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlx_mtp.cli import options
+from mlx_mtp.cli.batch_progress import BatchProgress
+from mlx_mtp.cli.first_choice import choose_model
+from mlx_mtp.cli.opening import opened, opening
+from mlx_mtp.cli.terminal import say
+from mlx_mtp.errors import MtpError, ParameterError, PromptError
+
+if TYPE_CHECKING:
+    from mlx_mtp.conversation import Request
+    from mlx_mtp.pair import Pair
+    from mlx_mtp.prompt_lines import Answers, Line
+    from mlx_mtp.reply import Generation
+
+REPLY_TOKENS = 1024
+WIDTH = 8
+
+
+def batch(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] PROMPTS",
+            help="A file with a JSON object a line: prompt or messages; also id, max_tokens, sampling, seed, stop, "
+            f"thinking, tools. {options.MODEL_HELP} Without it: the one used last, or one that suits this machine.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Where answers go, each as it ends; lines answered there are skipped.",
+        ),
+    ],
+    drafter: options.Drafter = "auto",
+    quantize: options.Quantize = None,
+    drafter_bits: options.DrafterBits = "auto",
+    revision: options.Revision = None,
+    context: options.Context = None,
+    yes: options.Yes = False,
+    width: Annotated[
+        int, typer.Option("--width", metavar="N", help="Lines decoded together at most.")
+    ] = WIDTH,
+    mtp: options.Mtp = "auto",
+    max_tokens: options.MaxTokens = REPLY_TOKENS,
+    seed: options.Seed = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.Repetition = None,
+    presence_penalty: options.Presence = None,
+    frequency_penalty: options.Frequency = None,
+    stop: options.Stop = None,
+    thinking: options.Thinking = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Continue each prompt as it is, without the chat template.")
+    ] = False,
+) -> None:
+    """Answer a file of prompts: each line's text is what `generate` gives. Run again to go on after an interrupt."""
+    from mlx_mtp.batch import check_batch
+    from mlx_mtp.prompt_lines import Answers, read_lines
+
+    reply = options.reply_options(
+        mtp=mtp,
+        max_tokens=max_tokens,
+        stop=stop,
+        thinking=thinking,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+    )
+    check_batch(width)
+    if len(words) > 2:
+        raise ParameterError(
+            f"a model and a file of prompts are wanted, got {len(words)} words; write MODEL PROMPTS"
+        )
+    prompts, model = Path(words[-1]), words[0] if len(words) == 2 else ""
+    lines = read_lines(prompts)
+    if not lines:
+        raise PromptError(f'{prompts} holds no line; write {{"prompt": "..."}}, one a line')
+    if output.exists() and output.samefile(prompts):
+        raise PromptError(f"{output} is the file of prompts itself; give another file to write to")
+    asked = opening(
+        model,
+        drafter=drafter,
+        quantize=quantize,
+        drafter_bits=drafter_bits,
+        revision=revision,
+        context=context,
+        yes=yes,
+    )
+    if not model:
+        asked = choose_model(asked)
+    answers = Answers(output)
+    try:
+        left = [line for line in lines if not answers.take(line)]
+        if len(left) < len(lines):
+            say(f"({len(lines) - len(left)} of {len(lines)} lines were answered already)")
+        if left:
+            with opened(asked) as pair:
+                _answer(pair, left, answers, reply, width, as_text=text)
+    finally:
+        answers.close()
+
+
+def _answer(
+    pair: "Pair",
+    lines: "list[Line]",
+    answers: "Answers",
+    reply: options.ReplyOptions,
+    width: int,
+    *,
+    as_text: bool,
+) -> None:
+    from mlx_mtp.batch import Watch, generate_rows
+    from mlx_mtp.policy import make_policy
+    from mlx_mtp.pressure import Guard
+    from mlx_mtp.prompt_lines import answer_line, error_line
+
+    settings = reply.request(pair)
+    rounds, has_drafter = pair.rounds, pair.drafter is not None
+    policy = make_policy(
+        settings["num_draft_tokens"], has_drafter=has_drafter, fit=rounds.fit, times=rounds.times
+    )
+    progress = BatchProgress(len(lines))
+    asked: list[Line] = []
+    requests: list[Request] = []
+    for line in lines:
+        try:
+            requests.append(_request(pair, line, settings, as_text=as_text))
+            asked.append(line)
+        except MtpError as error:
+            answers.write(error_line(line, error))
+            progress.ended(failed=True)
+
+    def on_done(index: int, out: "Generation") -> None:
+        answers.write(answer_line(asked[index], out))
+        progress.ended(failed=out.finish_reason == "error")
+
+    watch = Watch(on_round=progress.round, on_done=on_done, on_note=progress.note)
+    try:
+        generate_rows(pair, requests, policy, Guard(), watch, max_batch=width)
+    finally:
+        progress.clear()
+    say(
+        f"{progress.answered} of {len(lines)} lines answered, {progress.failed} with an error · "
+        f"{progress.tokens} tok · {progress.rate:.1f} tok/s"
+        + (f" · {policy.reason}" if policy.reason else "")
+    )
+
+
+def _request(pair: "Pair", line: "Line", settings: dict[str, Any], *, as_text: bool) -> "Request":
+    from mlx_mtp.conversation import make_request
+    from mlx_mtp.prompt_lines import request_of
+
+    default = {name: settings[name] for name in ("max_tokens", "stop", "thinking")}
+    if as_text:
+        del default["thinking"]
+    own = request_of(line, settings["sampling"], as_text=as_text)
+    return make_request(pair, own.pop("prompt"), **{**default, **own})
