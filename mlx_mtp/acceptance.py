@@ -3,24 +3,27 @@
 from collections.abc import Sequence
 from math import log, prod
 
+from mlx_mtp.fit import USUAL
 from mlx_mtp.state import MAX_DRAFT_TOKENS
 
 MEMORY = 0.95  # weight that a round with drafts keeps after each later one
 IDLE_MEMORY = 0.985  # and after one without: the text may have changed meanwhile
 LONG_MEMORY = 0.99  # weight of a first draft in the pair's own average, which stands for what was never tried
-USUAL = 0.7  # what published pairs have on most texts
 DOUBTED = 0.2  # weight that is left of counts from what seems to be another text
 UNLIKELY = 0.003  # chance of a row of rounds at which it is another text rather than luck
 LEANING = 2.0  # drafts that the expectation of a position counts for, before it was tried
 
 
 class Acceptance:
-    """Exponentially weighted counts; a position that was hardly tried is taken to be like the one before it."""
+    """Exponentially weighted counts; a position that was hardly tried is taken to be like the one before it.
 
-    def __init__(self) -> None:
+    usual: how often a first draft is right, before this text says so.
+    """
+
+    def __init__(self, usual: float = USUAL) -> None:
         self._right = [0.0] * MAX_DRAFT_TOKENS
         self._tried = [0.0] * MAX_DRAFT_TOKENS
-        self._long_right, self._long_tried = 3 * USUAL, 3.0
+        self._long_right, self._long_tried = 3 * usual, 3.0
         self._wrong, self._right_throughout = 0.0, 0.0  # log of the chance of a row of rounds as bad, as good
 
     def observe(self, verified: int, accepted: Sequence[int]) -> None:

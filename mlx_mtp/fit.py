@@ -3,6 +3,8 @@
 ENOUGH_DRAFTS = 200  # verified drafts after which a verdict is given
 LEAST_RATE = 0.05  # published pairs stay far above this on any text
 FEW = 4  # drafts below which nothing is said
+USUAL = 0.7  # what published pairs have on most texts
+NEW_WEIGHT = 0.04  # of a draft in what is usual
 CLEARED_BY = 5  # drafts that were right since a warning, with which it is taken back
 
 
@@ -10,11 +12,13 @@ class Fit:
     """Counts a pair's drafts over all its requests; `warning` is set while hardly any of the last ones were right.
 
     The rate is that of drafts whose predecessors in the round were right too: what comes after a wrong draft is never
-    right, so counting it would blame a sound drafter for a large number of drafts.
+    right, so counting it would blame a sound drafter for a large number of drafts. `usual` is how often a first draft
+    was right of late, over all texts: what the next request starts from.
     """
 
     def __init__(self) -> None:
         self.warning: str | None = None
+        self.usual = USUAL
         self._restart()
 
     def observe(self, verified: int, accepted: list[int]) -> None:
@@ -23,6 +27,8 @@ class Fit:
             self._drafts += verified
             self._tried += min(n + 1, verified)
             self._right += min(n, verified)
+            if verified:
+                self.usual += NEW_WEIGHT * ((n > 0) - self.usual)
         if self._drafts >= ENOUGH_DRAFTS:
             self.warning = self._verdict()
             self._restart()

@@ -17,7 +17,7 @@ CANDIDATES = (0, 1, 2, 3, 4, 6, 8)
 FIRST_TRIES = (1, 1, 0, 0)  # drafts made, while nothing was timed
 MAX_FIRST_TRIES = 3  # times that they are played: rounds that are compiled have no time
 RATE = 0.013  # of the time, in plain rounds, that tries may cost
-START, MOST = 2.5, 4.0  # plain rounds that may be lost at once: before anything was gained, and ever
+MOST = 4.0  # plain rounds that tries may cost at once
 FIRST_PROBE, LAST_PROBE = (
     6,
     16,
@@ -102,11 +102,10 @@ class AutoPolicy:
         self.reason: str | None = None
         self.fit = fit or Fit()
         self.times = times or RoundTimes()
-        self.acceptance = Acceptance()
+        self.acceptance = Acceptance(self.fit.usual)
         self._draft = 0
         self._script: deque[int] = deque()  # drafts of the next rounds, whatever is best
         self._batch, self._rounds = 1, 0
-        self._allowance = START
         self._first_tries = 0
         self._probe_after, self._next_probe = FIRST_PROBE, FIRST_PROBE
         self._plain_after, self._next_plain = PLAIN_EVERY, PLAIN_EVERY
@@ -148,12 +147,12 @@ class AutoPolicy:
         self.times.observe(verified, seconds, drafted=drafted, batch=self._batch, distinct=distinct)
         tokens = 1 + sum(accepted) / len(accepted)
         gained = tokens - self.times.ratio(verified, self._batch) if verified else 0.0
-        self._allowance = min(self._allowance + RATE * tokens, MOST)
+        self.times.allowance = min(self.times.allowance + RATE * tokens, MOST)
         if not self.parked:
             self._phase_gain += gained
         elif verified:
-            self._allowance = min(self._allowance + gained, MOST)
-            self._look_at(gained)
+            self.times.allowance = min(self.times.allowance + gained, MOST)
+            self._look_at(tokens, self.times.ratio(verified, self._batch))
         self._decide()
 
     def expected_tokens(self, k: int) -> float:
@@ -217,7 +216,7 @@ class AutoPolicy:
     def _park(self, reason: str) -> None:
         if not self.parked:
             # Drafting that had paid before the text changed was no try; what only seemed to pay was one.
-            self._allowance = min(self._allowance + self._phase_gain, MOST)
+            self.times.allowance = min(self.times.allowance + self._phase_gain, MOST)
             self._next_probe = self._rounds + self._probe_after
             self._trial = 0
         self.parked, self.reason, self._draft = True, reason, 0
@@ -229,7 +228,7 @@ class AutoPolicy:
     def _probe(self, k: int) -> None:
         """Look at a parked text with one round of drafts, where its cost is there."""
         cost, could_pay = self.times.ratio(k, self._batch) - 1, self._could_pay()
-        if cost > self._allowance:
+        if cost > self.times.allowance:
             return
         self._script.append(k)
         # A text that cannot pay is looked at to time the rounds again, no more.
@@ -252,22 +251,22 @@ class AutoPolicy:
         least, tokens = self.times.least_ratio(LARGER, self._batch), self.expected_tokens(LARGER)
         # Between what it takes at least and what the line through the others says.
         cost = (least + self.times.ratio(LARGER, self._batch)) / 2 - tokens
-        if tokens < LARGER_GAIN * least or cost > self._allowance:
+        if tokens < LARGER_GAIN * least or cost > self.times.allowance:
             return False
         self._script.append(LARGER)
         self._next_larger = self._rounds + PROBE_EVERY
         return True
 
-    def _look_at(self, gained: float) -> None:
+    def _look_at(self, tokens: float, ratio: float) -> None:
         """What a round with drafts says of a parked text: it goes on while that pays."""
-        if gained > 0:
+        if tokens >= RESUME_GAIN * ratio:
             if not self._trial:
                 self.acceptance.doubt()
                 self._trial = TRIAL
             self._probe_after = FIRST_PROBE
         if self._trial:
             self._trial -= 1
-            if self._allowance < 0:
+            if self.times.allowance < 0:
                 self._trial = 0
         self._next_probe = max(self._next_probe, self._rounds + self._probe_after)
 

@@ -14,6 +14,7 @@ from typing import Any
 from mlx_mtp.cost import UNKNOWN, CostModel, monotone
 from mlx_mtp.state import MAX_DRAFT_TOKENS
 
+START = 2.5  # plain rounds that tries may cost before any was played
 RECENT = 5  # timed rounds of a kind that a comparison looks at
 NEAR = 40  # rounds within which two kinds are compared
 COMPARED = 9  # comparisons of which the median counts
@@ -44,6 +45,7 @@ class RoundTimes:
         self.prior = prior or UNKNOWN
         self.has_prior = prior is not None and prior != UNKNOWN
         self.plain_tax: float | None = None
+        self.allowance = START  # plain rounds that all requests' tries may cost now
         self.distinct: dict[int, float] = {}  # rows of a verify -> distinct experts of a layer, averaged
         self._widths: dict[int, Width] = {}
         self._last: dict[int, tuple[int, int, float]] = {}  # width -> drafts verified, made, seconds

@@ -4,8 +4,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlx_mtp.policy import AutoPolicy, Policy
+from mlx_mtp.policy import Policy
 
+PLAIN_S = 0.02
 CURVES: dict[str, tuple[float, ...]] = {
     # Time of k = 0, 1, ... drafts in plain rounds, drafter included; straight beyond the last two.
     "flat": (1.0, 1.03),
@@ -22,8 +23,8 @@ TEXTS = {"wrong": 0.0, "prose": 0.4, "chat": 0.6, "code": 0.75, "list": 0.92}
 def seconds_on(curve: Sequence[float]) -> Callable[[int], float]:
     def seconds(k: int) -> float:
         if k < len(curve):
-            return 0.02 * curve[k]
-        return 0.02 * (curve[-1] + (curve[-1] - curve[-2]) * (k - len(curve) + 1))
+            return PLAIN_S * curve[k]
+        return PLAIN_S * (curve[-1] + (curve[-1] - curve[-2]) * (k - len(curve) + 1))
 
     return seconds
 
@@ -61,7 +62,7 @@ def play_text(
             chance = right(int(given))
             wrong_at = (i for i in range(running.verify) if rng.random() >= chance)
             accepted.append(next(wrong_at, running.verify))
-        step = 0.02 * 0.02  # of the curve, what a drafter step takes
+        step = 0.02 * PLAIN_S  # what a drafter step takes of the curve
         taken_now = seconds(running.verify) + step * (
             (running.draft if late else running.verify) - running.verify
         )
@@ -82,7 +83,3 @@ def best_fixed(right: float, seconds: Callable[[int], float], most: int = 8) -> 
 
     best = min(range(most + 1), key=per_token)
     return per_token(best), best
-
-
-def auto() -> AutoPolicy:
-    return AutoPolicy()
