@@ -1,39 +1,27 @@
 """Many replies decoded together: rows join as soon as others have ended, and fewer run while memory is short."""
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_mtp.conversation import Request, start_row
+from mlx_mtp.conversation import Request
 from mlx_mtp.decode import RowLimits, Step, decode
 from mlx_mtp.errors import MemoryRefusal, ParameterError
-from mlx_mtp.memory_parts import prefill_bytes
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy
-from mlx_mtp.pressure import REMEDY, STOPPED, Guard, Relief, StoppedForMemory, out_of_memory_refused
-from mlx_mtp.reply import Chunk, Generation, Reply, collect
+from mlx_mtp.pressure import REMEDY, STOPPED, Guard, Relief, out_of_memory_refused
+from mlx_mtp.reply import Generation, Reply, collect
+from mlx_mtp.row_start import OnProgress, Place, Row, Starter
 from mlx_mtp.rows import add_rows, put_rows
 from mlx_mtp.sampling import sampler_class
-from mlx_mtp.state import (
-    KeysValues,
-    State,
-    StateCell,
-    capacity_for,
-    capacity_of,
-    join_rows,
-    keep_rows,
-    kv_shapes,
-)
+from mlx_mtp.state import State, StateCell, capacity_of, join_rows, keep_rows
 from mlx_mtp.turns import History
 
 MAX_BATCH = 64  # rows decoded together at most
 CALM_ROUNDS = 64  # rounds without a shortage after which a batch that was narrowed takes twice as many rows
-
-OnProgress = Callable[[int, int], None]
 
 
 def check_batch(max_batch: int) -> int:
@@ -60,47 +48,6 @@ class Watch:
 
 
 SILENT = Watch()
-
-
-@dataclass(slots=True)
-class Row:
-    """One reply of the batch; `reply` from when it is started, `result` from when it has ended."""
-
-    index: int
-    request: Request
-    reply: Reply | None = None
-    chunks: list[Chunk] = field(default_factory=list)
-    result: Generation | None = None
-
-    @property
-    def written(self) -> list[int]:
-        return [] if self.reply is None else self.reply.tokens
-
-    @property
-    def is_running(self) -> bool:
-        return self.result is None
-
-    @property
-    def context(self) -> list[int]:
-        """The tokens whose rows it needs before it can start or go on."""
-        return [*self.request.ids, *self.written[:-1]]
-
-    @property
-    def room(self) -> int:
-        """Tokens beyond `context` that it may still write."""
-        return self.request.max_tokens - max(len(self.written) - 1, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """A context's K/V and last hidden row, for as many rows as begin with it."""
-
-    context: list[int]
-    room: int
-    kv: KeysValues
-    hidden: mx.array
-    reused: int
-    began: float
 
 
 def generate_rows(
@@ -140,7 +87,7 @@ class _Batch:
         max_batch: int,
         history: History | None,
     ):
-        self.pair, self.policy, self.guard, self.watch, self.history = pair, policy, guard, watch, history
+        self.pair, self.policy, self.guard, self.watch = pair, policy, guard, watch
         self.rows = [Row(index, request) for index, request in enumerate(requests)]
         self.waiting = deque(self.rows)
         self.slots: list[Row] = []  # the rows of the state, those that have ended included
@@ -149,9 +96,8 @@ class _Batch:
         self.width, self.widest = max_batch, max_batch
         self.calm = 0  # rounds since memory was short
         self.tokens = 0
-        self.is_short = False  # memory was short while a row was being prefilled
         self.was_noted = False
-        self.shared: Prefilled | None = None
+        self.starter = Starter(pair, guard, self.sampler, watch.on_progress, history)
 
     @property
     def running(self) -> list[int]:
@@ -196,89 +142,30 @@ class _Batch:
         """Prefill as many waiting rows as there is room and memory for; MemoryRefusal if no row is left to run."""
         joining: list[Row] = []
         states: list[State] = []
-        self.is_short = False
-        while self.waiting and len(states) < room and not self.is_short:
+        is_short = False
+        while self.waiting and len(states) < room and not is_short:
             row = self.waiting[0]
             try:
-                states.append(self._state(row, self._prefilled(row, len(states))))
+                states.append(self.starter.start(row, len(states), self._place()))
             except MemoryRefusal:
-                self.shared = None
+                self.starter.forget()
                 if not states and not self.running:
                     raise
-                self.is_short = True
+                is_short = True
                 break
             joining.append(self.waiting.popleft())
-        if self.is_short and self.waiting:
+            is_short = self.starter.is_short
+        if is_short and self.waiting:
             self._narrow(len(self.running) + len(states))
-        if not self.waiting or (self.shared is not None and self.waiting[0].context != self.shared.context):
-            self.shared = None
+        self.starter.forget_unless(self.waiting[0] if self.waiting else None)
         return joining, states
 
-    def _prefilled(self, row: Row, others: int) -> Prefilled:
-        """The row's context, prefilled unless the row before it had the same; `others` join at the same time."""
-        if self.shared is not None and self.shared.context == row.context and self.shared.room >= row.room:
-            kv_bytes = _bytes_of(self.shared.kv)
-            self.guard.admit(self._joining_bytes(row, kv_bytes, others))
-            return self.shared
-        self.shared, context, began = None, row.context, time.perf_counter()
-        text = self.pair.target.text
-        scratch = prefill_bytes(text, len(context), len(context), self.pair.target.dtype.size)
-
-        def admit(new_bytes: int) -> None:
-            joined = self._joining_bytes(row, new_bytes, others) if others or self.slots else 0
-            self.guard.admit(new_bytes + joined + scratch)
-
-        history = self.history or History(self.pair.target)
-        kv, hidden, reused = history.extend(
-            context,
-            room=row.room,
-            boundaries=row.request.boundaries,
-            on_progress=self._watched,
-            admit=admit,
-        )
-        if self.history is not None:
-            history.keep(context, kv)
-        self.shared = Prefilled(context, row.room, kv, hidden, reused, began)
-        return self.shared
-
-    def _joining_bytes(self, row: Row, kv_bytes: int, others: int) -> int:
-        """What joining takes beside the row's own K/V: all rows are copied, or one, or the others' buffers grow."""
+    def _place(self) -> Place | None:
+        """Where rows would join; None while nothing runs."""
         if not self.slots:
-            return kv_bytes * (others + 1)
-        free = len(self.slots) - len(self.running)
-        there = capacity_of(self.pair.target.text, self.cell.peek().kv)
-        growth = self._row_bytes(capacity_for(len(row.context) + row.room)) - self._row_bytes(there)
-        return max(growth, 0) * len(self.slots) + (kv_bytes if others >= free else 0)
-
-    def _row_bytes(self, capacity: int) -> int:
-        target = self.pair.target
-        return sum(2 * target.dtype.size * math.prod(shape) for shape in kv_shapes(target.text, 1, capacity))
-
-    def _watched(self, done: int, total: int) -> None:
-        relief = self.guard.relief()
-        if relief == "shrink":
-            self.is_short = True
-            mx.clear_cache()
-        elif relief == "stop" and done < total:
-            raise StoppedForMemory(
-                f"this machine is short of memory, a prompt was given up at token {done:,} of {total:,}; {REMEDY}"
-            )
-        if self.watch.on_progress is not None:
-            self.watch.on_progress(done, total)
-
-    def _state(self, row: Row, prefilled: Prefilled) -> State:
-        state = start_row(
-            self.pair,
-            row.request,
-            prefilled.kv,
-            prefilled.hidden,
-            with_bias=self.sampler.bias,
-            with_counts=self.sampler.penalties,
-            written=row.written,
-        )
-        if row.reply is None:
-            row.reply = Reply(self.pair, row.request, prefilled.reused, prefilled.began)
-        return state
+            return None
+        capacity = capacity_of(self.pair.target.text, self.cell.peek().kv)
+        return Place(len(self.slots), len(self.slots) - len(self.running), capacity)
 
     # Rounds
 
@@ -349,7 +236,7 @@ class _Batch:
             kept = self.running[: -(-len(self.running) // 2)]
             aside = [self.slots[i] for i in self.running[len(kept) :]]
             self.waiting.extendleft(reversed(aside))
-            self.shared = None
+            self.starter.forget()
             self._narrow(len(kept))
             if len(kept) < len(self.slots):
                 self._keep(kept)
@@ -390,7 +277,3 @@ class _Batch:
         row.result, row.chunks = collect(row.chunks), []
         if self.watch.on_done is not None:
             self.watch.on_done(row.index, row.result)
-
-
-def _bytes_of(kv: KeysValues) -> int:
-    return sum(buffer.nbytes for both in kv for buffer in both)
