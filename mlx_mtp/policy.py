@@ -106,7 +106,7 @@ class AutoPolicy:
         self._draft = 0
         self._script: deque[int] = deque()  # drafts of the next rounds, whatever is best
         self._batch, self._rounds = 1, 0
-        self._first_tries = 0
+        self._first_tries, self._first_until = 0, 0
         self._probe_after, self._next_probe = FIRST_PROBE, FIRST_PROBE
         self._plain_after, self._next_plain = PLAIN_EVERY, PLAIN_EVERY
         self._next_larger = 0
@@ -191,14 +191,17 @@ class AutoPolicy:
             return False
         if self._batch > 1 and self._first_tries:
             return False  # one look at a width is enough: there are many widths
-        self._first_tries += 1
-        self._script.extend(FIRST_TRIES)
+        if self._rounds >= self._first_until:  # not before the last of them was seen
+            self._first_tries += 1
+            self._first_until = self._rounds + len(FIRST_TRIES) + 2
+            self._script.extend(FIRST_TRIES)
         return True
 
     def _allowed(self) -> list[int]:
         """Numbers of drafts near enough to those that were timed."""
-        most = 2 * max(self.times.measured(self._batch), default=1)
-        return [k for k in CANDIDATES if 0 < k <= max(most, 2)]
+        measured = self.times.measured(self._batch)
+        most = 2 * max(measured) if measured else 2
+        return [k for k in CANDIDATES if 0 < k <= most]
 
     def _play(self, best: int) -> None:
         """Draft what is best, and look at plain rounds now and then: nothing else tells whether it still is."""
