@@ -21,13 +21,13 @@ from typing import Any
 
 from sim_curves import BY_NAME, CHIP_NAMES, MOST, WAYS, CostCurve, curve_of, ways_of
 
-from mlx_mtp.policy import AutoPolicy, FixedPolicy, Policy
+from mlx_mtp.policy import AutoPolicy, Policy
 from mlx_mtp.published_configs import SIZES
 
 TRACES = Path(__file__).parent / "traces"
 NOISE = 0.03  # spread of a round's time about what the curve says, as the policy sees it
 WINDOW, NEAR = 20, 0.92  # recovered: from here so many rounds have that share of the best speed
-SEEDS = (1, 2)
+SEEDS = (1,)
 SHIPPED_MLP_BITS = {"12b": 8}  # as published checkpoints keep it; others as the rest
 GOALS = {"mean": 0.03, "worst": 0.08, "plain": 0.02, "recovery": 30, "wrong": 0.02}
 
@@ -150,7 +150,12 @@ def _is_new(shapes: set[tuple[int, int]], plan: tuple[int, int]) -> bool:
 
 
 def fixed_seconds(right: Sequence[int], curve: CostCurve, drafts: int) -> float:
-    return play(FixedPolicy(drafts), right, curve, 0).seconds
+    """The same as `play` with a `FixedPolicy`, without a policy to tell."""
+    at, rounds = 0, 0
+    while at < len(right):
+        at += 1 + min(right[at], drafts)
+        rounds += 1
+    return rounds * curve.own(drafts) + drafts * curve.step
 
 
 def recovery(played: Played, text: Text, curve: CostCurve) -> tuple[int | None, ...]:
@@ -184,7 +189,7 @@ def outcomes_of(size: str, kernels: str, chip: str, text: Text, seed: int, late:
     for policy in (AutoPolicy(), AutoPolicy(earlier.times, earlier.fit)):
         known = policy.times is earlier.times
         played = play(policy, text.right, curve, seed, late=late)
-        over = (played.seconds / fixed[best] - 1, played.seconds / fixed[0] - 1)
+        over = (round(played.seconds / fixed[at] - 1, 5) for at in (best, 0))
         yield Outcome(size, kernels, chip, text.name, known, seed, best, *over, recovery(played, text, curve))
 
 

@@ -1,0 +1,203 @@
+"""The simulator and the predictions of bench/: what they compute, that they repeat, how AutoPolicy does there."""
+
+import importlib
+import json
+import statistics
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mlx_mtp.policy import AutoPolicy, FixedPolicy
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch):
+    """Gives a module of bench/, whose modules find each other as they do when run as scripts."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return module
+
+
+@pytest.fixture
+def curve(bench):
+    """Verifying takes 10, 11, .. ms, a drafter step 1 ms."""
+    return bench("sim_curves").CostCurve(tuple(0.010 + 0.001 * k for k in range(9)), 0.001, None)
+
+
+def test_a_fixed_number_takes_what_can_be_added_up(bench, curve):
+    simulate = bench("simulate")
+    right = (2, 0, 0, 1, 5, 0, 0, 0)
+    # Two drafts a round: places 0 (2 right), 3 (1 right), 5, 6, 7; the first two are drafted before the first round.
+    played = simulate.play(FixedPolicy(2), right, curve, 0)
+    assert played.starts == (0, 3, 5, 6, 7) and played.verified == (2,) * 5
+    assert played.seconds == pytest.approx(5 * (0.012 + 0.002) + 0.002)
+    assert simulate.fixed_seconds(right, curve, 2) == pytest.approx(played.seconds)
+    plain = simulate.play(FixedPolicy(0), right, curve, 0)
+    assert plain.starts == tuple(range(8)) and plain.seconds == pytest.approx(8 * 0.010)
+
+
+class Scripted:
+    """Drafts as told, verifies what is pending, and keeps what it is told."""
+
+    def __init__(self, drafts):
+        self.parked, self.reason = False, None
+        self.drafts, self.told = list(drafts), []
+
+    def plan(self, pending):
+        from mlx_mtp.policy import Plan
+
+        return Plan(pending, self.drafts.pop(0) if self.drafts else 0)
+
+    def observe(self, verified, accepted, seconds, **others):
+        self.told.append((verified, accepted, seconds, others["drafted"]))
+
+
+def test_the_drivers_schedule(bench, curve):
+    """Drafts are verified in the round after; what is traced anew has no time; nor has the first round."""
+    policy = Scripted([1, 1, 1, 0, 0, 0, 0, 0])
+    bench("simulate").play(policy, (1,) * 9, curve, 0)
+    shapes = [(verified, drafted) for verified, _, _, drafted in policy.told]
+    assert shapes == [(1, 1), (1, 1), (1, 0), (0, 0), (0, 0), (0, 0)]
+    assert [accepted for _, accepted, _, _ in policy.told] == [[1], [1], [1], [0], [0], [0]]
+    # 0: the first. 1: the third is traced while it runs. 2: traced itself. 3: the same.
+    assert [seconds is None for _, _, seconds, _ in policy.told] == [True, True, True, True, False, False]
+
+
+def test_the_last_round_does_not_write_beyond_the_text(bench, curve):
+    policy = Scripted([8] * 9)
+    bench("simulate").play(policy, (8, 8, 8), curve, 0)
+    assert [accepted for _, accepted, _, _ in policy.told] == [[2]]
+
+
+def test_published_acceptance_is_what_a_trace_has(bench):
+    """Solved chances give the published rates, and the drawn texts have them."""
+    simulate = bench("simulate")
+    assert simulate.tokens_of(0.5, 3) == pytest.approx(1.875)
+    chance = simulate.chance_of({"tokens_a_round": 3.35, "drafts": [4]})
+    assert simulate.tokens_of(chance, 4) == pytest.approx(3.35, abs=1e-6) and 0.79 < chance < 0.81
+    assert simulate.chance_of({"rate": 0.0, "drafts": [2, 3]}) == pytest.approx(0, abs=1e-9)
+    for name, rate in {"code": 0.615, "prose": 0.54, "math": 0.77}.items():
+        text = simulate.read_text(simulate.TRACES / f"{name}.json", 1)
+        drawn = statistics.mean(sum(min(n, k) for n in text.right) / (k * len(text.right)) for k in (2, 3))
+        assert drawn == pytest.approx(rate, abs=0.03)
+        assert text == simulate.read_text(simulate.TRACES / f"{name}.json", 1)
+        assert text.right != simulate.read_text(simulate.TRACES / f"{name}.json", 2).right
+    assert set(simulate.read_text(simulate.TRACES / "wrong.json", 1).right) == {0}
+
+
+def test_recovery_is_counted_from_the_change(bench, curve):
+    simulate = bench("simulate")
+    right = (8,) * 90 + (0,) * 300
+    text = simulate.Text("t", "t", (), right, (0, 90), (1.0, 0.0))
+    follows = simulate.Played(1.0, tuple(range(90, 300)), (8,) * 25 + (0,) * 185, (0,) * 210)
+    (rounds,) = simulate.recovery(follows, text, curve)
+    assert 20 <= rounds <= 25  # a window of 20 may hold one round that was slow
+    stays = simulate.Played(1.0, tuple(range(90, 300)), (8,) * 210, (0,) * 210)
+    assert simulate.recovery(stays, text, curve) == (None,)
+
+
+def test_curves_are_the_cost_models(bench):
+    curves, model = bench("sim_curves"), bench("cost_model")
+    counted = curves.counted_launches()
+    for size, chip, drafts in (("31b", "M3 Ultra", 3), ("26b-a4b", "M5", 4), ("e2b", "M1 Max", 0)):
+        for name in ("stock", "ours"):
+            own = curves.curve_of(size, curves.BY_NAME[chip], curves.WAYS[name]).own(drafts)
+            way = {"stock": model.STOCK, "ours": model.CAUTIOUS}[name]
+            assert own == pytest.approx(model.round_seconds(size, curves.BY_NAME[chip], drafts, way, counted))
+    chip = curves.BY_NAME["M4 Max"]
+    apart, together = (curves.curve_of("26b-a4b", chip, curves.WAYS[name]) for name in list(curves.WAYS)[1:])
+    assert together.own(3) < apart.own(3) and together.own(0) == apart.own(0)
+    assert together.distinct[3] == pytest.approx(20.2) and apart.distinct[3] == pytest.approx(29.1, abs=0.1)
+
+
+def some_runs(simulate, size, kernels, chip, names):
+    texts = [simulate.read_text(simulate.TRACES / f"{name}.json", 1) for name in names]
+    return [run for text in texts for run in simulate.outcomes_of(size, kernels, chip, text, 1, False)]
+
+
+def test_auto_on_some_chips(bench):
+    """A few of all runs; the rest is bench/simulate.py's. Equal runs give equal figures."""
+    simulate = bench("simulate")
+    runs = some_runs(simulate, "31b", "stock", "M4 Pro", ["code", "collapses", "wrong"])
+    runs += some_runs(simulate, "26b-a4b", "ours", "M5", ["chat_moe", "collapses_moe", "wrong"])
+    found = simulate.summary(runs)
+    assert runs[:2] == some_runs(simulate, "31b", "stock", "M4 Pro", ["code"])
+    assert found["mean over best fixed"] < 0.03 and found["changes of text"] == 2 * 2 * 2
+    assert found["worst over plain"] < 0.02 and found["worst cost of a wrong drafter"] < 0.02
+
+
+def test_a_policy_that_never_parks_is_found_out(bench, monkeypatch):
+    """The goals are no formality: three drafts always fail them."""
+    simulate = bench("simulate")
+
+    class Always(AutoPolicy):
+        def plan(self, pending):
+            return super().plan(pending)._replace(draft=3)
+
+    monkeypatch.setattr(simulate, "AutoPolicy", Always)
+    found = simulate.summary(some_runs(simulate, "26b-a4b", "ours", "M5", ["chat_moe", "wrong"]))
+    assert found["worst over plain"] > 0.5 and found["worst cost of a wrong drafter"] > 0.5
+    assert found["mean over best fixed"] > 0.03
+
+
+@pytest.mark.slow
+def test_auto_on_all_chips(bench):
+    simulate = bench("simulate")
+    found = simulate.summary(list(simulate.simulate(simulate.SIZES, simulate.CHIP_NAMES)))
+    assert found["mean over best fixed"] < 0.03 and found["worst over plain"] < 0.02
+
+
+def test_the_page_is_what_the_script_writes(bench):
+    page = (ROOT / "docs" / "predictions.md").read_text(encoding="utf-8")
+    assert page == bench("predictions").page(), "run bench/predictions.py --write"
+    assert "Nothing was measured by us on a Mac" in page and page.count("predicted") > 5
+
+
+def test_predictions_have_no_constants_of_their_own(bench):
+    """Rows that differ in nothing but what was published get the same prediction; errors are those of the table."""
+    predictions, gains = bench("predictions"), bench("published_gains")
+    rows = {(g.chip, g.text): predictions.predict(g).stock for g in gains.GAINS if g.note == "QAT, hot"}
+    for gain in gains.GAINS:
+        if gain.source == "mlxcel #159":
+            assert predictions.predict(gain).stock == rows[gain.chip, gain.text]
+    error, right, sided = predictions.score([predictions.predict(gain) for gain in gains.GAINS])
+    assert (
+        error < 0.20 and right / sided > 0.70
+    )  # the goals of 0.15 and 0.80 are missed, and the page says so
+
+
+def test_a_prediction_by_hand(bench):
+    """26B-A4B on an M5, code: 3.35 tokens a round with 4 drafts, over what the cost model gives for that round."""
+    predictions, model = bench("predictions"), bench("cost_model")
+    gain = next(g for g in bench("published_gains").GAINS if (g.chip, g.text, g.drafts) == ("M5", "code", 4))
+    chip, counted = bench("sim_curves").BY_NAME["M5"], bench("sim_curves").counted_launches()
+    plain, played = (
+        model.round_seconds(gain.size, chip, k, model.STOCK, counted, drafter_bits=16) for k in (0, 4)
+    )
+    assert predictions.predict(gain).stock == pytest.approx(3.35 * plain / played, rel=1e-6)
+
+
+def test_sides_of_one(bench):
+    gain = bench("published_gains").Gain
+    values = {1.2: True, 0.9: False, 1.0: None, 0.995: None, None: False}
+    assert {value: gain("31b", "M5", "code", value, "s").pays for value in values} == values
+
+
+def test_json_says_it_is_predicted(bench, tmp_path, monkeypatch, capsys):
+    simulate = bench("simulate")
+    target = tmp_path / "new" / "s.json"
+    monkeypatch.setattr(
+        "sys.argv", ["simulate.py", "--sizes", "12b", "--chips", "M5", "--seeds", "3", "--json", str(target)]
+    )
+    monkeypatch.setattr(simulate, "ways_of", lambda size: ("ours",))
+    simulate.main()
+    kept = json.loads(target.read_text())
+    assert "nothing was measured on a Mac" in kept["label"]
+    assert len(kept["outcomes"]) == kept["summary"]["first texts"]["runs"] * 2
+    assert "12b, ours (predicted)" in capsys.readouterr().out
