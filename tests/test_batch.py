@@ -152,6 +152,26 @@ def test_a_stop_string_makes_room_and_the_row_writes_no_more(batches):
     assert len(batches) >= 2 and LENGTHS[0] in batches[1], "the third joined when the first had stopped"
 
 
+def test_a_row_that_stopped_and_keeps_its_place_is_inactive(monkeypatch):
+    """Nobody takes its place, for want of memory: the next run of rounds leaves it out."""
+    started: list[list[bool]] = []
+    decode = mlx_mtp.batch.decode
+
+    def watched(rounds, cell, *rest, **until):
+        started.append(cell.peek().active.tolist())
+        return decode(rounds, cell, *rest, **until)
+
+    monkeypatch.setattr(mlx_mtp.batch, "decode", watched)
+    text = solo("e2b")[3]
+    stopped = replace(twelve("e2b")[3], stop=("".join(chr(256 + token) for token in text[4:6]),))
+    requests = [stopped, *(twelve("e2b")[i] for i in (2, 10, 0))]
+    guard = ScriptedGuard(admits=refusing(3))
+    pair = with_characters(pair_of("e2b"))
+    outs = generate_rows(pair, requests, make_policy(0, has_drafter=True), guard, max_batch=3)
+    assert [out.tokens for out in outs[1:]] == [solo("e2b")[i] for i in (2, 10, 0)]
+    assert started[:2] == [[True, True, True], [False, True, True]]
+
+
 def test_an_eos_inside_a_block_makes_room():
     text = solo("e2b")[2]
     eos = next(token for token in text[5:] if token not in text[:5])
