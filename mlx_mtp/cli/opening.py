@@ -83,7 +83,28 @@ def opened(asked: Opening) -> Iterator["Pair"]:
         pair = _load(asked)
         for warning in pair.warnings:
             say(f"warning: {warning}")
-        yield pair
+        with known_times(pair):
+            yield pair
+
+
+@contextmanager
+def known_times(pair: "Pair") -> Iterator[None]:
+    """Rounds timed in earlier runs are known, and what this run learns of them is kept for the next."""
+    if pair.drafter is None:
+        yield
+        return
+    from mlx_mtp.profiles import key_of, restore, save
+
+    key = key_of(pair)
+    warning = restore(pair.rounds.times, key).warning
+    if warning is not None:
+        say(f"warning: {warning}")
+    try:
+        yield
+    finally:
+        save(
+            pair.rounds.times, key
+        )  # a folder that cannot be written was spoken of where the model is remembered
 
 
 def _load(asked: Opening) -> "Pair":
