@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -16,9 +15,6 @@ from tiny_tokenizer import write_tokenizer
 COMMAND = [sys.executable, "-c", "from mlx_mtp.cli import main; main()"]
 VOCAB = 512  # half of it single bytes, so that the random model writes every control character
 CONTEXT = 512
-# Commands remember the model used last: never in the folders of whoever runs the tests.
-_HOME = tempfile.TemporaryDirectory(prefix="mlx-mtp-home-")
-OWN_HOME: dict[str, str | None] = {"HOME": _HOME.name, "XDG_DATA_HOME": None, "XDG_CACHE_HOME": None}
 
 
 def write_chat_pair(folder: Path) -> Path:
@@ -57,8 +53,16 @@ def babble(model: Path, *, temperature: float = 3.0, tokens: int = 300) -> tuple
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """This process's variables with some set or (None) removed; no terminal is promised, and HOME is an empty one."""
-    merged = {**os.environ, "TERM": "dumb", **OWN_HOME, **changes}
+    """This process's variables with some set or (None) removed; no terminal is promised, and HOME is the test's own.
+
+    Commands remember the model used last: neither in the folders of whoever runs the tests nor in another test's.
+    """
+    home: dict[str, str | None] = {
+        "HOME": str(Path(os.environ["XDG_DATA_HOME"]).parent),  # set by conftest for each test
+        "XDG_DATA_HOME": None,
+        "XDG_CACHE_HOME": None,
+    }
+    merged = {**os.environ, "TERM": "dumb", **home, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 
 

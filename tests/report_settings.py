@@ -11,7 +11,11 @@ from mlx_mtp.report.setting import Setting
 from pairs import GOLDEN, golden_pair
 
 pair_of = functools.cache(golden_pair)
-LONG = Deadline(600)
+
+
+def long() -> Deadline:
+    """Time enough, from now on."""
+    return Deadline(600)
 
 
 def setting_of(variant: str, pair: Pair | None = None, **changes: Any) -> Setting:
@@ -33,5 +37,5 @@ def setting_of(variant: str, pair: Pair | None = None, **changes: Any) -> Settin
 
 def found_by(section: Any, setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    section(setting, found, LONG)
+    section(setting, found, long())
     return found

@@ -19,7 +19,7 @@ from mlx_mtp.report.protocol import NotHere
 from mlx_mtp.report.setting import GREEDY, play
 from mlx_mtp.weights import DenseWeight
 from pairs import golden_pair, random_drafter
-from report_settings import LONG, found_by, pair_of, setting_of
+from report_settings import found_by, long, pair_of, setting_of
 from tiny_checkpoints import write_drafter
 
 
@@ -33,7 +33,7 @@ def test_drafts_at_a_wrong_position_are_worse():
     ids, reply = golden("31b", "long").prompt, golden("31b", "long").new_tokens
     kept: dict[str, list[int]] = {"P": [], "P-1": []}
     arms = {"P": pair.drafter, "P-1": position.shifted(pair.drafter, 0)}
-    position.count_kept(pair, arms, ids, reply, kept, LONG)
+    position.count_kept(pair, arms, ids, reply, kept, long())
     assert kept["P"] == kept["P-1"]
     assert position.paired(kept)["P against P-1"]["better"] == "undecided"
     here, before = (
@@ -58,7 +58,7 @@ def test_drafts_counted_at_every_token_are_those_of_the_rounds(variant):
     ids = golden(variant, "long").prompt
     reply = play(pair, ids, k=position.K, tokens=40, sampling=GREEDY)
     kept: dict[str, list[int]] = {"P": []}
-    position.count_kept(pair, {"P": pair.drafter}, ids, reply.tokens, kept, LONG)
+    position.count_kept(pair, {"P": pair.drafter}, ids, reply.tokens, kept, long())
     at, rounds = 0, 0
     stream = mlx_mtp.stream_generate(pair, ids, max_tokens=40, sampling=GREEDY, num_draft_tokens=position.K)
     next(stream)  # the prefill's token
@@ -184,7 +184,7 @@ def test_experts_are_those_that_the_router_chose(monkeypatch):
         return chosen, weights
 
     monkeypatch.setattr(mlx_mtp.layers, "route", route)
-    routes = experts.routes_of(pair.target, ids, reply, LONG)
+    routes = experts.routes_of(pair.target, ids, reply, long())
     assert all(len(layer) == len(reply) for layer in routes)
     layers = pair.target.text.num_layers
     passes = [
@@ -233,9 +233,9 @@ def test_an_activation_too_large_for_float16_is_found_where_it_is():
 def test_largest_activations_are_those_of_all_passes(monkeypatch):
     pair, ids = pair_of("31b"), golden("31b", "long").prompt
     reply = golden("31b", "long").new_tokens[:7]
-    in_passes = activations.scan(pair.target, ids, reply, LONG)
+    in_passes = activations.scan(pair.target, ids, reply, long())
     monkeypatch.setattr("mlx_mtp.report.observe.ROWS", 7)
-    in_others = activations.scan(pair.target, ids, reply, LONG)
+    in_others = activations.scan(pair.target, ids, reply, long())
     for one, two in zip(in_passes, in_others, strict=True):
         assert set(one) == set(activations.PLACES)
         assert one == pytest.approx(two, rel=1e-4)

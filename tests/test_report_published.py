@@ -11,7 +11,7 @@ from hub_stand_in import HubStandIn
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
 from mlx_mtp.published_configs import SIZES, published_drafter, published_target
 from mlx_mtp.report import published
-from report_settings import LONG
+from report_settings import long
 from tiny_checkpoints import drafter_config, edit_json, edit_tensors, write_drafter, write_target
 
 
@@ -85,7 +85,7 @@ def test_models_on_the_hub_are_compared_without_their_weights(tmp_path):
     }
     found: dict[str, Any] = {}
     with HubStandIn({"org/target": target, "org/drafter": other}) as hub, hub.in_process(tmp_path / "home"):
-        published.compare_models(models, published.describer(offline=False), found, LONG)
+        published.compare_models(models, published.describer(offline=False), found, long())
         ranges = [request.range for request in hub.requests if "/cdn/" in request.path]
     assert found["not_seen"] == ["org/none"] and "RepositoryNotFound" in found["models"]["org/none"]["error"]
     entry = found["models"]["org/target"]
