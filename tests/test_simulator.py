@@ -102,6 +102,16 @@ def test_recovery_is_counted_from_the_change(bench, curve):
     assert simulate.recovery(stays, text, curve) == (None,)
 
 
+def test_recovery_where_drafts_pay_again(bench, curve):
+    """Nothing is right, then everything: best is 8 drafts, 9 tokens in 26 ms; plain rounds do not count as near."""
+    simulate = bench("simulate")
+    text = simulate.Text("t", "t", (), (0,) * 50 + (8,) * 400, (0, 50), (0.0, 1.0))
+    plain, drafting = tuple(range(50, 60)), tuple(range(60, 449, 9))
+    played = simulate.Played(1.0, plain + drafting, (0,) * 10 + (8,) * len(drafting), (8,) * 54)
+    (rounds,) = simulate.recovery(played, text, curve)
+    assert 6 <= rounds <= 10
+
+
 def test_curves_are_the_cost_models(bench):
     curves, model = bench("sim_curves"), bench("cost_model")
     counted = curves.counted_launches()
@@ -181,6 +191,16 @@ def test_a_prediction_by_hand(bench):
         model.round_seconds(gain.size, chip, k, model.STOCK, counted, drafter_bits=16) for k in (0, 4)
     )
     assert predictions.predict(gain).stock == pytest.approx(3.35 * plain / played, rel=1e-6)
+
+
+def test_the_score_counts_errors_and_sides(bench):
+    predictions, gain = bench("predictions"), bench("published_gains").Gain
+    made = [
+        predictions.Predicted(gain("31b", "M5", "code", value, "s"), 0.5, stock, 1.0, 1, 1.0, 1.0, None)
+        for value, stock in ((2.0, 1.0), (1.0, 1.1), (0.8, 0.9), (None, 1.2), (1.5, 1.2))
+    ]
+    error, right, sided = predictions.score(made)
+    assert error == pytest.approx((0.125 + 0.2) / 2) and (right, sided) == (2, 4)
 
 
 def test_sides_of_one(bench):
