@@ -213,3 +213,12 @@ def test_calibration_plays_at_most_twenty_rounds() -> None:
     assert ratios == sorted(ratios)
     with pytest.raises(ParameterError, match="without a drafter; load it with its assistant"):
         calibrate(load("demo", drafter=None))
+
+
+def test_a_pause_in_the_first_round_of_a_kind_is_no_time_of_it() -> None:
+    times = RoundTimes()
+    see(times, 0, PLAIN)
+    times.observe(2, 7200.0)
+    assert not times.is_known()
+    times.observe(2, 1.4 * PLAIN)
+    assert times.ratio(2) == pytest.approx(1.4)
