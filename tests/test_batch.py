@@ -328,6 +328,36 @@ def test_rows_put_and_added_are_those_of_one_join(variant):
         assert one.shape == other.shape and mx.array_equal(one, other)
 
 
+def test_a_row_is_replaced_whole_by_one_of_smaller_capacity():
+    """What a broken row left in its place may be NaN, which no mask takes away."""
+    text, small = pair_of("e2b").target.text, twelve("e2b")[0]
+    state = join_rows(text, states_of("e2b", [replace(twelve("e2b")[1], max_tokens=400), small]))
+    kv = tuple((mx.full(keys.shape, mx.nan), mx.full(values.shape, mx.nan)) for keys, values in state.kv)
+    cell = StateCell(state._replace(kv=kv))
+    put_rows(text, cell, {0: states_of("e2b", [small])[0]})
+    for buffer in (buffer for both in cell.take().kv for buffer in both):
+        assert not mx.isnan(buffer[0]).any() and mx.isnan(buffer[1]).all()
+
+
+def test_no_round_is_played_for_nothing_when_rows_join(monkeypatch):
+    """Rounds end where a row does; one more may be under way only when the batch gets narrower at its end."""
+    counts = {"dispatched": 0, "read": 0}
+    dispatch, record = mlx_mtp.decode._dispatch, mlx_mtp.decode.Ledger.record
+
+    def dispatched(built):
+        counts["dispatched"] += 1
+        dispatch(built)
+
+    def read(ledger, built, **how):
+        counts["read"] += 1
+        return record(ledger, built, **how)
+
+    monkeypatch.setattr(mlx_mtp.decode, "_dispatch", dispatched)
+    monkeypatch.setattr(mlx_mtp.decode.Ledger, "record", read)
+    together([twelve("e2b")[i] for i in (0, 2, 4, 6, 8)], 2, width=2)
+    assert counts["read"] > 20 and counts["dispatched"] <= counts["read"] + 1
+
+
 @pytest.mark.parametrize("width", [0, -1, MAX_BATCH + 1, True, 2.0, "4"])
 def test_impossible_widths_are_refused(width):
     with pytest.raises(ParameterError, match=rf"1 \.\. {MAX_BATCH} rows"):
