@@ -278,9 +278,9 @@ than 0.98 times plain.
 
 Texts of published acceptance (`bench/traces`) and one recorded from the demo pair, through predicted costs of rounds
 on seven chips with 3 % noise, against the best fixed number of drafts (0 to {MOST}) in hindsight on the same text.
-"First texts": nothing was known of the pair's costs; "later texts": learnt from one text before. Below zero: better
-than any fixed number, as the text changes. Goals: 3 % on average, 8 % at worst, 2 % over plain, 30 rounds to recover, a
-drafter that is always wrong 2 %.
+"First texts": nothing was known of the pair's costs, not even the chip; "later texts": learnt from one text before.
+Below zero: better than any fixed number, as the text changes. Goals: 3 % on average, 8 % at worst, 2 % over plain, 30
+rounds to recover, a drafter that is always wrong 2 %.
 
 {simulated(simulation)}"""
 

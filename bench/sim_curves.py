@@ -11,6 +11,7 @@ import cost_model
 from cost_model import CAUTIOUS, STOCK, Way, bytes_of, pass_seconds
 
 from mlx_mtp.chips import CHIPS, OTHERS, OVERLAP, Chip
+from mlx_mtp.cost import CostModel, prior
 
 LAUNCHES = Path(__file__).parent / "results" / "launches.json"
 CHIP_NAMES = ("M1 Max", "M2 Ultra", "M3 Ultra", "M4 Pro", "M4 Max", "M5", "M5 Max")
@@ -75,6 +76,14 @@ def curve_of(
     distinct: Callable[[int], float] = way.distinct or cost_model.independent
     experts = tuple(distinct(k + 1) for k in range(most + 1)) if ours.experts else None
     return CostCurve(verify, step, experts)
+
+
+@functools.cache
+def prior_of(size: str, chip: str, kernels: str) -> CostModel:
+    """What a pair starts from on a known chip; shares published figures with the curves, which flatters it."""
+    target, drafter = configs(size)
+    by = "stock" if kernels == "stock" else "ours"
+    return prior(target, drafter, BY_NAME[chip], drafter_bits=DRAFTER_BITS, kernels=by)
 
 
 configs = functools.cache(cost_model.configs_of)

@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sim_curves import BY_NAME, CHIP_NAMES, MOST, WAYS, CostCurve, curve_of, ways_of
+from sim_curves import BY_NAME, CHIP_NAMES, MOST, WAYS, CostCurve, curve_of, prior_of, ways_of
 
 from mlx_mtp.policy import AutoPolicy, Policy
 from mlx_mtp.published_configs import SIZES
+from mlx_mtp.round_times import RoundTimes
 
 TRACES = Path(__file__).parent / "traces"
 NOISE = 0.03  # spread of a round's time about what the curve says, as the policy sees it
@@ -179,14 +180,17 @@ def recovery(played: Played, text: Text, curve: CostCurve) -> tuple[int | None, 
     return tuple(found)
 
 
-def outcomes_of(size: str, kernels: str, chip: str, text: Text, seed: int, late: bool) -> Iterator[Outcome]:
-    """A pair's first text, of which no costs are known, and the same text as a later one."""
+def outcomes_of(
+    size: str, kernels: str, chip: str, text: Text, seed: int, late: bool, has_prior: bool = False
+) -> Iterator[Outcome]:
+    """A pair's first text, with its chip's prior or without, and the same text as a later one."""
     curve = curve_of(size, BY_NAME[chip], WAYS[kernels], mlp_bits=SHIPPED_MLP_BITS.get(size))
     fixed = [fixed_seconds(text.right, curve, k) for k in range(MOST + 1)]
     best = min(range(len(fixed)), key=fixed.__getitem__)
-    earlier = AutoPolicy()
+    prior = prior_of(size, chip, kernels) if has_prior else None
+    earlier = AutoPolicy(RoundTimes(prior))
     play(earlier, text.right[: len(text.right) // 3], curve, seed + 1000, late=late)
-    for policy in (AutoPolicy(), AutoPolicy(earlier.times, earlier.fit)):
+    for policy in (AutoPolicy(RoundTimes(prior)), AutoPolicy(earlier.times, earlier.fit)):
         known = policy.times is earlier.times
         played = play(policy, text.right, curve, seed, late=late)
         over = (round(played.seconds / fixed[at] - 1, 5) for at in (best, 0))
@@ -194,7 +198,12 @@ def outcomes_of(size: str, kernels: str, chip: str, text: Text, seed: int, late:
 
 
 def simulate(
-    sizes: Sequence[str], chips: Sequence[str], *, seeds: Sequence[int] = SEEDS, late: bool = False
+    sizes: Sequence[str],
+    chips: Sequence[str],
+    *,
+    seeds: Sequence[int] = SEEDS,
+    late: bool = False,
+    has_prior: bool = False,
 ) -> Iterator[Outcome]:
     """All kernels and all texts of each size."""
     paths = sorted(TRACES.glob("*.json"))
@@ -203,7 +212,7 @@ def simulate(
             for size in sizes:
                 for kernels in ways_of(size) if size in text.sizes else ():
                     for chip in chips:
-                        yield from outcomes_of(size, kernels, chip, text, seed, late)
+                        yield from outcomes_of(size, kernels, chip, text, seed, late, has_prior)
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -268,6 +277,7 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", default=list(CHIP_NAMES), choices=CHIP_NAMES, metavar="CHIP")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED")
     parser.add_argument("--late", action="store_true", help="times of rounds as on MLX's CPU backend")
+    parser.add_argument("--prior", action="store_true", help="start from the chip's prior, as a pair does")
     parser.add_argument("--json", type=Path, help="also write every outcome here")
     parser.add_argument("--record", metavar="PAIR", help="write traces/demo.json from a pair, and end")
     args = parser.parse_args()
@@ -276,7 +286,7 @@ def main() -> None:
 
         record_trace(args.record, TRACES / "demo.json", MOST)
         return
-    outcomes = list(simulate(args.sizes, args.chips, seeds=args.seeds, late=args.late))
+    outcomes = list(simulate(args.sizes, args.chips, seeds=args.seeds, late=args.late, has_prior=args.prior))
     for size in args.sizes:
         for kernels in ways_of(size):
             own = [one for one in outcomes if (one.size, one.kernels) == (size, kernels)]
@@ -286,7 +296,13 @@ def main() -> None:
     for name, one in found.items():
         print(f"\nAll, {name}: {words(one)}")
     if args.json:
-        settings = {"noise": NOISE, "seeds": args.seeds, "late": args.late, "chips": args.chips}
+        settings = {
+            "noise": NOISE,
+            "seeds": args.seeds,
+            "late": args.late,
+            "prior": args.prior,
+            "chips": args.chips,
+        }
         kept = {
             "label": "predicted; nothing was measured on a Mac",
             "settings": settings,
