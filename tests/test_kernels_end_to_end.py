@@ -29,7 +29,8 @@ from scripted_drafts import ScriptedDrafts
 
 WINDOW = 16
 PROMPTS = [[(i * step + 3) % 256 for i in range(count)] for step, count in ((37, 21), (11, 5), (101, 13))]
-SETTINGS = [Sampling(temperature=1.5, top_k=64, top_p=0.95, seed=seed) for seed in (4, 5, 6)]
+SEEDS = (4, 5, 6)
+SETTINGS = [Sampling(temperature=1.5, top_k=64, top_p=0.95, seed=seed) for seed in SEEDS]
 TEXTS = [[(i * step + 9) % 256 for i in range(16)] for step in (29, 71, 113)]  # teacher-forced
 Texts = dict[int, list[int]]  # by member: which of PROMPTS
 SOME = [(3, 1, 2)]  # rows of the passes that a text is cut into
@@ -68,7 +69,8 @@ class HalfRight(ScriptedDrafts):
     """The drafter drafts, and then what it says is replaced by the text, or by its neighbour at four in ten."""
 
     def __init__(self, texts: Texts):
-        super().__init__([[*PROMPTS[member], *text] for member, text in texts.items()], right=0.6)
+        script = [[*PROMPTS[member], *text] for member, text in texts.items()]
+        super().__init__(script, right=0.6, seeds=[SEEDS[member] for member in texts])
 
     def __call__(self, target: Any, drafter: Any, state: State, *rest: Any, **how: Any) -> mx.array:
         assert bool((draft(target, drafter, state, *rest, **how) < target.text.vocab_size).all())

@@ -97,7 +97,9 @@ def decoded(
         if drafter != "random":
             script = [prompt + text for prompt, text in zip(PROMPTS, texts, strict=False)]
             right = {"wrong": 0.0, "half": 0.5, "perfect": 1.0}[drafter]
-            patched.setattr(mlx_mtp.round, "draft", ScriptedDrafts(script[: len(rows)], right))
+            patched.setattr(
+                mlx_mtp.round, "draft", ScriptedDrafts(script[: len(rows)], right, [row.seed for row in rows])
+            )
         if len(rows) == 1:
             return [generate(pair, PROMPTS[0], max_tokens=TOKENS, sampling=rows[0], num_draft_tokens=k)]
         return generate_batch(
