@@ -252,7 +252,14 @@ def run_case(name: str) -> dict[str, Any]:
     arrays, process = max(peaks.values()), kernel["VmHWM"]
     kept = estimate.weights + estimate.drafter + estimate.kv + estimate.checkpoints
     return {
-        "case": {n: getattr(case, n) for n in ("shape", "bits", "dtype", "context", "prompt", "turns")},
+        "case": {
+            "shape": case.shape,
+            "bits": case.bits,
+            "dtype": case.dtype,
+            "context": case.context,
+            "prompt": case.prompt,
+            "turns": case.turns,
+        },
         "estimate MiB": {part: mib(size) for part, size in estimate.lines()} | {"total": mib(estimate.total)},
         "estimated scratch MiB": {"prefill": mib(estimate.prefill), "rounds": mib(estimate.rounds)},
         "measured MiB": {

@@ -131,7 +131,7 @@ def main() -> None:
     for size in args.sizes:
         runs[size] = run_size(size, args)
         print(f"{size}: {runs[size]}")
-    settings = {name: getattr(args, name) for name in ("prompt", "drafts", "rounds", "dtype")}
+    settings = {name: vars(args)[name] for name in ("prompt", "drafts", "rounds", "dtype")}
     results = {"parameters": counts, "load after": machine()["load_average"], "runs": runs}
     save(record("published shapes with made-up 4-bit weights", settings, results), args.json)
 

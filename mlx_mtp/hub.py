@@ -13,13 +13,12 @@ from typing import Any, Literal
 from mlx_mtp.aliases import ALIASES, SIZES, Alias, assistants_of, find_alias, stock_assistant
 from mlx_mtp.config_fields import shown
 from mlx_mtp.errors import CheckpointError, MtpError, PairError, ParameterError
+from mlx_mtp.repo_ids import check_repo_id, check_revision
 
 DEMO = "demo"
 AUTO = "auto"
 PATH_STARTS = ("./", "../", "/", "~")
 HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#\s]+/[^/?#\s]+)(?:[/?#]\S*)?")
-REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-LONGEST_REVISION = 255
 QAT = re.compile(r"(?:^|[-_.])qat(?:[-_.]|$)", re.IGNORECASE)
 
 
@@ -61,8 +60,9 @@ def parse_name(text: str | Path, revision: str | None = None) -> ModelName:
     if alias is None and "/" not in words:
         raise _unknown(text, words)
     if alias is None:
-        _check_repo_id(words)
-    _check_revision(revision)
+        check_repo_id(words)
+    if revision is not None:
+        check_revision(revision)
     return ModelName(
         text,
         "hub",
@@ -230,22 +230,9 @@ def _shadow_warning(words: str) -> tuple[str, ...]:
     return (f"{words} means the model on the hub; for the folder of that name here write ./{words}",)
 
 
-def _check_repo_id(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise CheckpointError(
-            f"{shown(repo_id)} cannot be the id of a model on the hub, which is org/name in letters, digits, '-', "
-            f"'_' and '.'; write a folder with ./ before it"
-        ) from error
-
-
 def _is_repo_id(repo_id: str) -> bool:
     try:
-        _check_repo_id(repo_id)
+        check_repo_id(repo_id)
     except CheckpointError:
         return False
     return True
@@ -254,13 +241,3 @@ def _is_repo_id(repo_id: str) -> bool:
 def _refuse_revision(revision: str | None, why: str) -> None:
     if revision is not None:
         raise ParameterError(f"a revision belongs to a model on the hub, and {why}; leave it out")
-
-
-def _check_revision(revision: str | None) -> None:
-    if revision is None:
-        return
-    if len(revision) > LONGEST_REVISION or ".." in revision or not REVISION.fullmatch(revision):
-        raise ParameterError(
-            f"a revision is a branch, a tag or a commit of the model's repository, got {shown(revision)}; "
-            "write for example main"
-        )

@@ -17,9 +17,6 @@ from mlx_mtp.turns import CHECKPOINT_BYTES
 
 MIB = 2**20
 TOKEN_ORDERING = "masked_embedding.token_ordering"
-ROUTER_FORMAT = QuantFormat(
-    8, 64, "affine"
-)  # what mlx-lm's conversion gives a router, whatever it gives the rest
 MLP_PARTS = (".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj")
 TOKENS_A_TURN = 256  # how often a conversation leaves a checkpoint behind
 DRAFT_TOKENS = 8  # the most that num_draft_tokens="auto" plays (policy.CANDIDATES)

@@ -145,7 +145,7 @@ def test_an_address_is_shortened_to_the_id() -> None:
 )
 def test_a_missing_path_suggests_what_may_have_been_meant(path: str, instead: str | None) -> None:
     """Fault 1."""
-    with pytest.raises(CheckpointError, match=instead or "cannot be the id"):
+    with pytest.raises(CheckpointError, match=instead or "a model id on the hub must be"):
         parse_name(path)
 
 

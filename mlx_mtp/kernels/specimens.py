@@ -33,7 +33,8 @@ def describe(subject: Subject) -> Description:
         return {"weight": _described(subject.weight), "dtype": name_of(subject.dtype)}
     if isinstance(subject, Routed):
         own = subject.experts
-        parts = {part: _described(getattr(own, part)) for part in MATRICES}
+        matrices = zip(MATRICES, (own.router, own.gate, own.up, own.down), strict=True)
+        parts = {part: _described(matrix) for part, matrix in matrices}
         return {"experts": parts, "top_k": own.top_k, "dtype": name_of(subject.dtype)}
     if isinstance(subject, Clustered):
         return {
