@@ -275,9 +275,12 @@ class AutoPolicy:
 
     def _explanation(self, best: int) -> str:
         ratio, tokens = self.times.ratio(best, self._batch), self.expected_tokens(best)
+        # Without these words a text that gives a little more than break-even would seem to be parked by mistake.
+        little = "" if tokens < ratio else f", less than the {RESUME_GAIN:.2f}x from which drafts are made"
         tax = self.plain_tax
         taxed = "" if tax is None or tax <= 1.01 else f" (exactness tax {tax:.2f}x)"
-        return f"parked: break-even {ratio:.1f} tokens a round, this text gives {tokens:.1f}{taxed}{self.fit.hint}"
+        figures = f"break-even {ratio:.1f} tokens a round, this text gives {tokens:.1f}"
+        return f"parked: {figures}{little}{taxed}{self.fit.hint}"
 
 
 def make_policy(

@@ -97,6 +97,16 @@ def test_parks_what_does_not_pay(seconds, right):
     assert spent < 1.05  # looking again now and then is all that drafting costs
 
 
+def test_a_gain_too_small_to_draft_for_is_explained():
+    """6.9 tokens a round at a break-even of 6.7 would look like a mistake."""
+    policy = AutoPolicy()
+    play(policy, 400, right=1.0, seconds=lambda k: 0.01 * (1 + 0.95 * k))
+    assert policy.parked and "less than the 1.05x from which drafts are made" in str(policy.reason)
+    policy = AutoPolicy()
+    play(policy, 400, right=0.0, seconds=linear)
+    assert policy.parked and "less than" not in str(policy.reason)
+
+
 def test_drafts_what_pays():
     policy = AutoPolicy()
     verified = play(policy, 200, right=0.95, seconds=cheap)
