@@ -18,7 +18,7 @@ from published_gains import GAINS, LEFT_OUT, Gain
 from sim_curves import BY_NAME, MOST, WAYS, CostCurve, curve_of
 from simulate import SHIPPED_MLP_BITS, chance_of, percent, tokens_of
 
-from mlx_mtp.chips import BEFORE_M3, Curve
+from mlx_mtp.chips import QMV, Curve
 
 PAGE = Path(__file__).parent.parent / "docs" / "predictions.md"
 SIMULATION = Path(__file__).parent / "results" / "simulation.json"
@@ -63,7 +63,7 @@ def curve(gain: Gain, kernels: str) -> CostCurve:
     if kernels == "stock" and gain.bits == 16:
         way = replace(way, dense=lambda _: PADDED)
     elif kernels == "stock" and gain.is_exact:
-        way = replace(way, dense=lambda _: BEFORE_M3)  # qmv, each row as if alone
+        way = replace(way, dense=lambda _: QMV)  # qmv, each row as if alone
     mlp_bits = SHIPPED_MLP_BITS.get(gain.size)
     return curve_of(
         gain.size,

@@ -72,8 +72,8 @@ class Curve:
         return self.times[at - 1] + share * (self.times[at] - self.times[at - 1])
 
 
-BEFORE_M3 = Curve(
-    (1, 4, 8), (1, 1.89, 3.44), "qmv of MLX 0.31.2 on an M4 Pro, mlx#3839: M1 and M2 have no other"
+QMV = Curve(
+    (1, 4, 8), (1, 1.89, 3.44), "qmv of MLX 0.31.2 on an M4 Pro, mlx#3839: all chips before 0.32, M1 and M2 since"
 )
 M3_AND_M4 = Curve(
     (1, 2, 3, 4, 6, 8), (1, 1.10, 1.31, 1.50, 2.06, 2.58), "qmv_wide on an M4 Pro, mlx#3839, two shapes"
@@ -93,10 +93,30 @@ OVERLAP = Curve(
 )
 
 
-def stock_curve(chip: Chip) -> Curve:
-    if chip.generation < 15:
-        return BEFORE_M3
-    return M3_AND_M4 if chip.generation < 17 else M5
+# M1 and M2 have no bfloat16 arithmetic: a product of 512 rows took 30.6 ms, 17.2 in float16, on an M1 Max, mlx#4216.
+# Rows beyond the first are arithmetic (mlx#3852), so they are taken to cost so much more there.
+BF16_EMULATED = 30.6 / 17.2
+
+
+def stock_curve(chip: Chip, *, has_wide: bool = True, is_affine: bool = True) -> Curve:
+    """Products of several rows in stock MLX, bfloat16 activations.
+
+    has_wide: of MLX 0.32, which has `qmv_wide`: for M3 and later, and for weights that are not affine (nvfp4, mxfp4)
+    on any chip. Without it, and in modes that give each row the bits of one row, each row is a `qmv` of its own.
+    """
+    if not has_wide or (is_affine and chip.generation < 15):
+        curve = QMV
+    else:
+        curve = M3_AND_M4 if chip.generation < 17 else M5
+    return on_chip(curve, chip)
+
+
+def on_chip(curve: Curve, chip: Chip) -> Curve:
+    """The curve of a chip with bfloat16 arithmetic, on one that may have none."""
+    if chip.generation >= 15:
+        return curve
+    times = tuple(1 + (time - 1) * BF16_EMULATED for time in curve.times)
+    return Curve(curve.rows, times, f"{curve.source}; bfloat16 emulated, mlx#4216")
 
 
 def chip_of(machine: Machine) -> Chip | None:
