@@ -56,7 +56,9 @@ class Bytes:
     kv: float
 
 
-def bytes_of(config: TargetConfig | DrafterConfig, bits: int = 4, mlp_bits: int | None = None) -> Bytes:
+def bytes_of(
+    config: TargetConfig | DrafterConfig, bits: int = 4, mlp_bits: int | None = None, context: int = CONTEXT
+) -> Bytes:
     """Sizes of the published shapes; `mlp_bits` of the dense MLP where they differ."""
     text, dense, products = config.text, 0.0, 0.0
     for name, shape in expected_tensors(config).items():
@@ -77,7 +79,7 @@ def bytes_of(config: TargetConfig | DrafterConfig, bits: int = 4, mlp_bits: int 
         text.num_experts,
         text.num_experts_per_token,
         text.num_layers,
-        sum(_kv_bytes(text, kind) for kind in text.layer_types),
+        sum(_kv_bytes(text, kind, context) for kind in text.layer_types),
     )
 
 
@@ -89,8 +91,8 @@ def _bits(bits: int) -> float:
     return bits if bits == 16 else bits + SCALE_BITS
 
 
-def _kv_bytes(text: TextConfig, kind: str) -> int:
-    rows = min(CONTEXT, text.sliding_window) if kind == SLIDING else CONTEXT
+def _kv_bytes(text: TextConfig, kind: str, context: int) -> int:
+    rows = min(context, text.sliding_window) if kind == SLIDING else context
     return 2 * 2 * rows * text.kv_heads_of(kind) * text.head_dim_of(kind)
 
 

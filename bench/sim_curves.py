@@ -62,12 +62,13 @@ def curve_of(
     bits: int = 4,
     mlp_bits: int | None = None,
     drafter_bits: int = DRAFTER_BITS,
+    context: int = cost_model.CONTEXT,
     most: int = MOST,
 ) -> CostCurve:
-    """Batch 1, greedy, cost_model's context."""
+    """Batch 1, greedy."""
     target, drafter = configs(size)
     launches = counted_launches()[size][way.launches]["greedy"]
-    ours, drafters = bytes_of_size(target, bits, mlp_bits), bytes_of_size(drafter, drafter_bits)
+    ours, drafters = bytes_of_size(target, bits, mlp_bits, context), bytes_of_size(drafter, drafter_bits)
     verify = tuple(
         pass_seconds(ours, chip, k + 1, launches["k=3" if k else "k=0"]["verify"], way)
         for k in range(most + 1)

@@ -73,7 +73,9 @@ class Curve:
 
 
 QMV = Curve(
-    (1, 4, 8), (1, 1.89, 3.44), "qmv of MLX 0.31.2 on an M4 Pro, mlx#3839: all chips before 0.32, M1 and M2 since"
+    (1, 4, 8),
+    (1, 1.89, 3.44),
+    "qmv of MLX 0.31.2 on an M4 Pro, mlx#3839: all chips before 0.32, M1 and M2 since",
 )
 M3_AND_M4 = Curve(
     (1, 2, 3, 4, 6, 8), (1, 1.10, 1.31, 1.50, 2.06, 2.58), "qmv_wide on an M4 Pro, mlx#3839, two shapes"

@@ -1,4 +1,4 @@
-"""The simulator and the predictions of bench/: what they compute, that they repeat, how AutoPolicy does there."""
+"""The simulator of bench/: what it computes, that it repeats, how AutoPolicy does there."""
 
 import importlib
 import json
@@ -161,52 +161,6 @@ def test_auto_on_all_chips(bench):
     simulate = bench("simulate")
     found = simulate.summary(list(simulate.simulate(simulate.SIZES, simulate.CHIP_NAMES)))
     assert found["mean over best fixed"] < 0.03 and found["worst over plain"] < 0.02
-
-
-def test_the_page_is_what_the_script_writes(bench):
-    page = (ROOT / "docs" / "predictions.md").read_text(encoding="utf-8")
-    assert page == bench("predictions").page(), "run bench/predictions.py --write"
-    assert "Nothing was measured by us on a Mac" in page and page.count("predicted") > 5
-
-
-def test_predictions_have_no_constants_of_their_own(bench):
-    """Rows that differ in nothing but what was published get the same prediction; errors are those of the table."""
-    predictions, gains = bench("predictions"), bench("published_gains")
-    rows = {(g.chip, g.text): predictions.predict(g).stock for g in gains.GAINS if g.note == "QAT, hot"}
-    for gain in gains.GAINS:
-        if gain.source == "mlxcel #159":
-            assert predictions.predict(gain).stock == rows[gain.chip, gain.text]
-    error, right, sided = predictions.score([predictions.predict(gain) for gain in gains.GAINS])
-    assert (
-        error < 0.20 and right / sided > 0.70
-    )  # the goals of 0.15 and 0.80 are missed, and the page says so
-
-
-def test_a_prediction_by_hand(bench):
-    """26B-A4B on an M5, code: 3.35 tokens a round with 4 drafts, over what the cost model gives for that round."""
-    predictions, model = bench("predictions"), bench("cost_model")
-    gain = next(g for g in bench("published_gains").GAINS if (g.chip, g.text, g.drafts) == ("M5", "code", 4))
-    chip, counted = bench("sim_curves").BY_NAME["M5"], bench("sim_curves").counted_launches()
-    plain, played = (
-        model.round_seconds(gain.size, chip, k, model.STOCK, counted, drafter_bits=16) for k in (0, 4)
-    )
-    assert predictions.predict(gain).stock == pytest.approx(3.35 * plain / played, rel=1e-6)
-
-
-def test_the_score_counts_errors_and_sides(bench):
-    predictions, gain = bench("predictions"), bench("published_gains").Gain
-    made = [
-        predictions.Predicted(gain("31b", "M5", "code", value, "s"), 0.5, stock, 1.0, 1, 1.0, 1.0, None)
-        for value, stock in ((2.0, 1.0), (1.0, 1.1), (0.8, 0.9), (None, 1.2), (1.5, 1.2))
-    ]
-    error, right, sided = predictions.score(made)
-    assert error == pytest.approx((0.125 + 0.2) / 2) and (right, sided) == (2, 4)
-
-
-def test_sides_of_one(bench):
-    gain = bench("published_gains").Gain
-    values = {1.2: True, 0.9: False, 1.0: None, 0.995: None, None: False}
-    assert {value: gain("31b", "M5", "code", value, "s").pays for value in values} == values
 
 
 def test_json_says_it_is_predicted(bench, tmp_path, monkeypatch, capsys):
