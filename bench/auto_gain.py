@@ -1,0 +1,291 @@
+"""What "auto" gains and loses against the best fixed number of drafts, measured on enlarged demo pairs, two BLAS.
+
+    python bench/auto_gain.py stock-dense --passes 4 --json bench/results/auto_gain.json
+    python bench/auto_gain.py openblas-dense openblas-moe --passes 3 --json bench/results/auto_gain.json
+    python bench/auto_gain.py --json bench/results/auto_gain.json        # no more passes: only the summary
+
+MLX's own BLAS on Linux takes as long for each row as for the first; OpenBLAS reads weights once for several rows, and
+checks drafts nearly for nothing. The pairs are enlarge.py's: texts and acceptance are the demo pair's. A pass plays
+every text with every arm in turn, decoding only; runs add their passes to those in the file. Speeds are the best fixed
+arm's seconds over auto's: below 1 auto is slower than the number of drafts that was best in hindsight, for each text.
+"later texts": times of rounds are known from a kept profile. "first text": nothing is known and nothing is traced yet,
+against arms that are traced. Then the measured costs of rounds and the recorded acceptance are played through the
+simulator.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from auto_gain_summary import summary, words
+from demo_models import held_out_chat, held_out_code, load_ours
+from enlarge import SOURCE, enlarge, size_for
+from preload import check_preloaded, cost_of_rows
+from report import machine, record, rounded, save
+from sim_record import right_behind
+
+from mlx_mtp import Sampling, generate
+from mlx_mtp.conversation import Conversation
+from mlx_mtp.fit import Fit
+from mlx_mtp.pair import Pair
+from mlx_mtp.prompt import prompt_ids
+from mlx_mtp.round import Rounds
+from mlx_mtp.round_times import RoundTimes
+from mlx_mtp.timed_rounds import TimedRounds
+
+OPENBLAS = Path("/usr/lib/x86_64-linux-gnu/libopenblas.so.0")
+FIXED = (0, 1, 2, 3, 4, 6)
+MOST = 8  # drafts in recorded texts and curves
+TOKENS = 96
+GREEDY = Sampling(temperature=0.0)
+# GB of added weights: far beyond a cache of 32 MB; fewer where every row is computed alone, which takes long.
+GIGABYTES = {"stock": 0.12, "openblas": 0.4}
+EXPERTS = 32
+VARIANTS = tuple(f"{blas}-{kind}" for blas in GIGABYTES for kind in ("dense", "moe"))
+CURVE_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One text decoded once by one arm; `drafts` made in each round."""
+
+    turn: str
+    text: str
+    arm: str
+    seconds: float
+    tokens: int
+    rounds: int
+    load: float  # of the machine, before
+    reason: str | None = None  # why auto parked
+
+
+def texts_of(pair: Pair) -> dict[str, list[int]]:
+    """Token ids of two prompts of code, one of chat and one of prose."""
+    code = held_out_code("demo", 2)
+    card = (SOURCE / "MODEL_CARD.md").read_text(encoding="utf-8").split("\n\n")
+    prose = next(part for part in card if len(part) > 200 and part[0].isalpha())
+    return {
+        "code": code[0],
+        "more code": code[1],
+        "chat": held_out_chat(pair, "demo", 1)[0],
+        "prose": prompt_ids(pair.prompt_format, prose).ids,
+    }
+
+
+class Arms:
+    """Plays texts on one pair; what each arm has learned is its own."""
+
+    def __init__(self, pair: Pair, tokens: int) -> None:
+        self.pair, self.tokens = pair, tokens
+        self.later = (RoundTimes(pair.rounds.times.prior), Fit())
+        self.written: dict[str, list[int]] = {}
+
+    def names(self) -> list[str]:
+        return [*(name_of(k) for k in FIXED), "auto, later", "auto, first"]
+
+    def warm_up(self, texts: dict[str, list[int]]) -> None:
+        """Trace what the fixed arms play, and let the later texts have earlier ones."""
+        for ids in texts.values():
+            for k in FIXED:
+                self._decode(self.pair, ids, k, rounds=3)
+        for name, ids in texts.items():
+            self.play("auto, later", name, ids, "warm-up")
+
+    def play(self, arm: str, text: str, ids: list[int], turn: str) -> Sample:
+        load = machine()["load_average"][0]
+        pair, drafts = self.pair, next((k for k in FIXED if name_of(k) == arm), "auto")
+        if arm == "auto, first":
+            pair = replace(pair, rounds=Rounds(pair.target, pair.drafter))
+        else:
+            learned = self.later if arm == "auto, later" else (RoundTimes(), Fit())
+            pair.rounds.times, pair.rounds.fit = learned
+        tokens, seconds, stats = self._decode(pair, ids, drafts)
+        same = self.written.setdefault(text, tokens)
+        if same != tokens:
+            sys.exit(f"{arm} writes another {text} than plain decoding: nothing is reported")
+        return Sample(
+            turn,
+            text,
+            arm,
+            round(seconds, 4),
+            len(tokens),
+            stats.rounds,
+            load,
+            stats.reason if drafts == "auto" else None,
+        )
+
+    def _decode(self, pair: Pair, ids: list[int], drafts: int | str, rounds: int | None = None) -> Any:
+        """-> tokens, seconds after the first of them, statistics."""
+        chunks = Conversation(pair).stream(
+            ids, max_tokens=self.tokens, sampling=GREEDY, num_draft_tokens=drafts
+        )
+        first = next(chunks)
+        tokens, last = list(first.tokens), first
+        started = time.perf_counter()
+        for number, chunk in enumerate(chunks, 1):
+            tokens += chunk.tokens
+            last = chunk
+            if number == rounds:
+                break
+        mx.synchronize()
+        seconds = time.perf_counter() - started
+        chunks.close()
+        return tokens, seconds, last.stats
+
+
+def name_of(drafts: int) -> str:
+    return f"k={drafts}" if drafts else "plain"
+
+
+def curve_of(pair: Pair) -> list[float]:
+    """Seconds of a round that makes and verifies 0, 1, .. drafts; medians of a few."""
+    timed = TimedRounds(pair.rounds, room=(MOST + 1) ** 2 * (CURVE_ROUNDS + 1))
+    own = []
+    for drafts in range(MOST + 1):
+        timed.play(drafts)
+        seconds = sorted(timed.play(drafts) for _ in range(CURVE_ROUNDS))
+        own.append(round(seconds[CURVE_ROUNDS // 2], 5))
+    return own
+
+
+def recorded(tokens: int) -> dict[str, list[int]]:
+    """For each text and place in it, how many drafts of the demo pair made there are right."""
+    pair = load_ours("demo")
+    found = {}
+    for name, ids in texts_of(pair).items():
+        text = generate(pair, ids, max_tokens=tokens + MOST + 1, sampling=GREEDY, num_draft_tokens=0).tokens
+        found[name] = [right_behind(pair, [*ids, *text[:place]], MOST) for place in range(tokens)]
+    return found
+
+
+def play_variant(
+    variant: str, folder: Path, passes: int, tokens: int, gigabytes: float | None
+) -> dict[str, Any]:
+    """Samples of one variant in this process, whose BLAS it is; the curve is measured before them."""
+    blas, kind = variant.split("-")
+    size = size_for(
+        json.loads((SOURCE / "target" / "config.json").read_text()),
+        gigabytes or GIGABYTES[blas],
+        EXPERTS if kind == "moe" else 0,
+    )
+    place = folder / f"{variant} {size.mlp} {size.experts} {size.expert}"
+    if not (place / "drafter").is_dir():
+        enlarge(place, size)
+    four_rows = check_preloaded() if blas == "openblas" else cost_of_rows(4)
+    pair = load_ours(str(place / "target"))
+    arms, texts = Arms(pair, tokens), texts_of(pair)
+    arms.warm_up(texts)
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
+    samples = [
+        arms.play(arm, text, ids, f"{began} #{number + 1}")
+        for number in range(passes)
+        for text, ids in texts.items()
+        for arm in arms.names()
+    ]
+    return {
+        "size": asdict(size),
+        "four rows cost one row times": rounded(four_rows),
+        "began": began,
+        "commit": commit(),
+        "curve": curve_of(pair),
+        "samples": [asdict(sample) for sample in samples],
+    }
+
+
+def commit() -> str:
+    """What was measured; a working copy with changes says so."""
+    root = Path(__file__).parent.parent
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip() or "unknown"
+
+
+def in_child(variant: str, arguments: list[str], environment: Callable[[], dict[str, str]]) -> dict[str, Any]:
+    """What `play_variant` gives in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "found.json"
+        command = [sys.executable, __file__, variant, "--child", str(path), *arguments]
+        if subprocess.run(command, env=environment(), check=False).returncode:
+            sys.exit(f"{variant}: the measurement failed, nothing of it is kept")
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+
+def environment_of(variant: str) -> dict[str, str]:
+    if variant.startswith("stock"):
+        return dict(os.environ)
+    if not OPENBLAS.is_file():
+        sys.exit(f"{OPENBLAS}: no such library; on Debian: apt install libopenblas0-pthread")
+    return {**os.environ, "LD_PRELOAD": str(OPENBLAS), "OPENBLAS_NUM_THREADS": "1"}
+
+
+def add(kept: dict[str, Any], variant: str, found: dict[str, Any]) -> None:
+    """Samples join those of earlier runs; a pair of another size begins anew."""
+    own = kept.setdefault(variant, {"size": found["size"], "curves": [], "runs": [], "samples": []})
+    if own["size"] != found["size"]:
+        kept.pop(variant)
+        return add(kept, variant, found)
+    own["curves"].append(found["curve"])
+    own["runs"].append({name: found[name] for name in ("began", "commit", "four rows cost one row times")})
+    own["samples"] += found["samples"]
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="a text")
+    parser.add_argument("--gigabytes", type=float, help="of added weights, for all variants")
+    parser.add_argument("--folder", type=Path, help="where enlarged pairs are kept; else written anew")
+    parser.add_argument("--json", type=Path, help="where samples are added and the record is written")
+    parser.add_argument("--anew", action="store_true", help="forget the samples of these variants")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if unknown := set(args.variants) - set(VARIANTS):
+        parser.error(f"no such variant: {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    mx.set_default_device(mx.cpu)
+    if args.child:
+        found = play_variant(args.variants[0], args.folder, args.passes, args.tokens, args.gigabytes)
+        args.child.write_text(json.dumps(found))
+        return
+    measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    before = json.loads(args.json.read_text())["results"] if args.json and args.json.is_file() else {}
+    kept, right = before.get("variants", {}), before.get("right") or {}
+    if args.variants and any(len(own) != args.tokens for own in right.values()):
+        kept, right = {}, {}
+    for variant in args.variants if args.anew else ():
+        kept.pop(variant, None)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--passes", str(args.passes), "--tokens", str(args.tokens)]
+        arguments += ["--folder", str(args.folder or folder)]
+        arguments += ["--gigabytes", str(args.gigabytes)] if args.gigabytes else []
+        for variant in args.variants:
+            add(kept, variant, in_child(variant, arguments, partial(environment_of, variant)))
+    right = right or recorded(args.tokens)
+    results = {"summary": summary(kept, right), "right": right, "variants": kept}
+    result = record(
+        '"auto" against the best fixed number of drafts, enlarged demo pairs, greedy, float32', {}, results
+    )
+    print(words(results["summary"]))
+    save(result, args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""What samples of auto_gain.py say: auto against the best fixed number of drafts, text by text, with an interval."""
+
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sim_curves import CostCurve
+from simulate import fixed_seconds, play
+
+from mlx_mtp.policy import AutoPolicy
+from mlx_mtp.round_times import RoundTimes
+
+ARMS = ("auto, later", "auto, first")
+RESAMPLES = 2000
+REPLAYS = 20  # seeds of the noise about a curve
+GOALS = {"measured": 0.95, "replayed": 0.98}
+
+Samples = Sequence[Mapping[str, Any]]
+
+
+def summary(variants: Mapping[str, Any], right: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """By variant: seconds of each arm and text, the best fixed arm, auto's speed over that, and the same replayed."""
+    return {
+        name: {
+            "passes": len({sample["turn"] for sample in own["samples"]}),
+            "ms a token": milliseconds(own["samples"]),
+            "best fixed": best_fixed(own["samples"]),
+            "measured": {arm: speed(own["samples"], arm) for arm in ARMS},
+            "replayed": replayed(own["curves"], right),
+        }
+        for name, own in variants.items()
+    }
+
+
+def milliseconds(samples: Samples) -> dict[str, dict[str, float]]:
+    """text -> arm -> median milliseconds a token after the first."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for one in samples:
+        own = found.setdefault(one["text"], {}).setdefault(one["arm"], [])
+        own.append(1e3 * one["seconds"] / (one["tokens"] - 1))
+    return {
+        text: {arm: round(statistics.median(own), 2) for arm, own in arms.items()}
+        for text, arms in found.items()
+    }
+
+
+def best_fixed(samples: Samples) -> dict[str, str]:
+    """text -> the arm that is best in hindsight, plain decoding included."""
+    return {
+        text: min((arm for arm in arms if arm not in ARMS), key=arms.__getitem__)
+        for text, arms in milliseconds(samples).items()
+    }
+
+
+def speed(samples: Samples, arm: str) -> dict[str, Any]:
+    """Auto's speed over the best fixed arm's, all texts together and each, with 95 % bounds of paired resampling.
+
+    A pair is one text in one pass; all seconds are added up before they are divided.
+    """
+    pairs = paired(samples, arm)
+    rng, texts = random.Random(1), sorted({text for text, _, _ in pairs})
+    drawn = sorted(ratio(rng.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    return {
+        "speed": round(ratio(pairs), 4),
+        "lower": round(drawn[int(0.025 * RESAMPLES)], 4),
+        "upper": round(drawn[int(0.975 * RESAMPLES) - 1], 4),
+        "pairs": len(pairs),
+        "by text": {text: round(ratio([pair for pair in pairs if pair[0] == text]), 4) for text in texts},
+        "over plain": round(ratio(paired(samples, arm, "plain")), 4),
+    }
+
+
+def paired(samples: Samples, arm: str, against: str | None = None) -> list[tuple[str, float, float]]:
+    """(text, seconds of `against`, seconds of auto) of each pass; `against` None: the text's best fixed arm."""
+    best = best_fixed(samples)
+    seconds = {(one["turn"], one["text"], one["arm"]): one["seconds"] for one in samples}
+    places = dict.fromkeys((turn, text) for turn, text, _ in seconds)
+    return [
+        (text, seconds[turn, text, against or best[text]], seconds[turn, text, arm]) for turn, text in places
+    ]
+
+
+def ratio(pairs: Sequence[tuple[str, float, float]]) -> float:
+    return sum(fixed for _, fixed, _ in pairs) / sum(auto for _, _, auto in pairs)
+
+
+def replayed(curves: Sequence[Sequence[float]], right: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The same on the median curve of rounds and recorded acceptance, without the machine's moods.
+
+    Drafts are paid for in the round that verifies them. Later texts: the others were played before, in turn.
+    """
+    own = tuple(statistics.median(values) for values in zip(*curves, strict=True))
+    curve = CostCurve(own, 0.0, None)
+    best = {
+        text: min(fixed_seconds(places, curve, k) for k in range(len(own))) for text, places in right.items()
+    }
+    spent: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for seed in range(REPLAYS):
+        later = AutoPolicy(RoundTimes())
+        for places in right.values():
+            play(later, places, curve, seed + 1000)
+        for text, places in right.items():
+            first = play(AutoPolicy(RoundTimes()), places, curve, seed)
+            later = AutoPolicy(later.times, later.fit)
+            spent["auto, later"].append(play(later, places, curve, seed).seconds / best[text])
+            spent["auto, first"].append(first.seconds / best[text])
+    return {arm: round(1 / statistics.mean(values), 4) for arm, values in spent.items()} | {
+        "rounds of 0, 1, .. drafts take plain ones": [round(value / own[0], 3) for value in own]
+    }
+
+
+def words(found: Mapping[str, Any]) -> str:
+    """One paragraph a variant."""
+    lines = []
+    for name, own in found.items():
+        lines.append(
+            f"{name}, {own['passes']} passes; a round in plain ones: "
+            + ", ".join(
+                f"{value:.2f}" for value in own["replayed"]["rounds of 0, 1, .. drafts take plain ones"]
+            )
+        )
+        for text, arms in own["ms a token"].items():
+            times = "  ".join(f"{arm} {value:.1f}" for arm, value in arms.items())
+            lines.append(f"  {text}: {times}  (best: {own['best fixed'][text]})")
+        for arm, one in own["measured"].items():
+            met = "met" if one["lower"] >= GOALS["measured"] else "missed"
+            lines.append(
+                f"  {arm}: {one['speed']:.3f} of the best fixed speed ({one['lower']:.3f} to {one['upper']:.3f}; "
+                f"{GOALS['measured']} {met}), {one['over plain']:.2f} x plain; replayed {own['replayed'][arm]:.3f}"
+            )
+    return "\n".join(lines)
