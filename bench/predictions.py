@@ -269,7 +269,11 @@ The same rows on our kernels, taken to be as good as published ones of their kin
 column; 16-bit products to grow with rows as 4-bit ones), with the drafter's bits as published: 4 bits help the 26B-A4B.
 "Gain" is over our own plain decoding at the best number of drafts, which is what "auto" should come near; "over stock's
 plain" holds what our kernels save without drafts too. "Experts shared": the gain if neighbouring tokens of the 26B-A4B
-share experts as those of other models do; the main figure has them choose independently.
+share experts as those of other models do; the main figure has them choose independently. How much those of the 26B-A4B
+share nobody has counted; what is counted is a tiny pair with random weights, which only shows how
+(`bench/expert_overlap.py`, `doctor --report` does it for any pair):
+
+![Distinct experts by rows: a tiny golden pair measured, and the formula for 26B-A4B](expert_overlap.svg)
 
 Best numbers beyond the published one take later drafts to be as good as earlier ones. They are not: code on 12B gave
 3.93 tokens with a block of 8 on an M3 Ultra and 4.53 on an M1 Ultra (mlxcel), where this rule says 5.5. So gains at the

@@ -62,12 +62,14 @@ def _last_rows(entries: list[mx.array], rows: int) -> list[set[int]]:
     return [set(row) for row in cast(list[list[int]], chosen.tolist())]
 
 
-def summary(routes: list[list[set[int]]], breaks: list[int], experts: int, top_k: int) -> Found:
+def summary(
+    routes: list[list[set[int]]], breaks: list[int], experts: int, top_k: int, most_rows: int = MOST_ROWS
+) -> Found:
     """Mean distinct experts by number of rows, over layers; shares of pairs; and each layer's own at 4 rows."""
     starts = [0, *breaks[:-1]]
     replies = list(zip(starts, breaks, strict=True))
     by_rows: dict[str, Found] = {}
-    for rows in range(1, MOST_ROWS + 1):
+    for rows in range(1, most_rows + 1):
         layers = [_mean_distinct(layer, replies, rows) for layer in routes]
         known = [value for value in layers if value is not None]
         if not known:
