@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 import mlx_mtp
-from mlx_mtp.cli.against_mlx_lm import file_limits_kept
+from mlx_mtp.against_mlx_lm import file_limits_kept
 from mlx_mtp.hub import parse_name
 from mlx_mtp.pair import Pair
 from mlx_mtp.prompt import prompt_ids

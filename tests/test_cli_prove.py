@@ -13,10 +13,10 @@ import pytest
 
 import mlx_mtp
 from cli_runs import one_line, run_main, write_chat_pair
-from mlx_mtp import Sampling
-from mlx_mtp.cli import flips, proof
-from mlx_mtp.cli.flips import Flip, first_flip, forced_logits
+from mlx_mtp import Sampling, flips
+from mlx_mtp.cli import proof
 from mlx_mtp.cli.proof_prompts import proof_prompts
+from mlx_mtp.flips import Flip, first_flip, forced_logits
 
 PROMPT = [2, 300, 301, 302, 303]
 
@@ -71,7 +71,7 @@ def test_a_token_changed_by_drafting_is_a_no(model, monkeypatch):
 
 def test_a_port_that_mlx_lm_disagrees_with_is_a_no(model, tmp_path):
     """Our text is played on one target and checked against another one's weights."""
-    from mlx_mtp.cli.against_mlx_lm import agreement
+    from mlx_mtp.against_mlx_lm import agreement
 
     pair = mlx_mtp.load(model)
     texts = [plain_text(pair, Sampling(temperature=0.0))]
@@ -189,7 +189,7 @@ def test_importing_mlx_lm_leaves_the_open_file_limit_alone():
     code = """
 import resource
 before = resource.getrlimit(resource.RLIMIT_NOFILE)
-from mlx_mtp.cli.against_mlx_lm import file_limits_kept
+from mlx_mtp.against_mlx_lm import file_limits_kept
 with file_limits_kept():
     import mlx_lm
 print(resource.getrlimit(resource.RLIMIT_NOFILE) == before)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import mlx_mtp
-from mlx_mtp.cli.flips import Flip, first_flip
 from mlx_mtp.errors import GenerationError
+from mlx_mtp.flips import Flip, first_flip
 from mlx_mtp.pair import Pair
 from mlx_mtp.reply import Generation
 from mlx_mtp.sampling import Sampling

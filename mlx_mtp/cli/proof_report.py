@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from mlx_mtp.against_mlx_lm import Agreement
 from mlx_mtp.clean import clean_for_terminal
-from mlx_mtp.cli.against_mlx_lm import Agreement
 from mlx_mtp.cli.proof import Compared
 from mlx_mtp.exactness import Exactness
 from mlx_mtp.exactness_tax import Tax

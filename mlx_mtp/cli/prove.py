@@ -82,7 +82,7 @@ def _run(pair: "Pair", count: int, tokens: int, against: str | None) -> "Report"
     progress.finish()
     agreed = None
     if against is not None:
-        from mlx_mtp.cli.against_mlx_lm import agreement
+        from mlx_mtp.against_mlx_lm import agreement
 
         assert pair.folder is not None, "load gives every pair its folder"
         say("teacher-forcing the greedy texts through mlx-lm ...")

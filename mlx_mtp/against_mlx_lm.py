@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_mtp.cli.flips import forced_logits
 from mlx_mtp.errors import CheckpointError
+from mlx_mtp.flips import forced_logits
 
 if TYPE_CHECKING:
     from mlx_mtp.pair import Pair
@@ -38,8 +38,11 @@ class Agreement:
 
 def agreement(pair: "Pair", folder: Path, prompts: list[list[int]], texts: list[list[int]]) -> Agreement:
     """Teacher-force `texts` through mlx-lm's model of `folder` and through ours, in the dtype of `pair`."""
-    model = _load(folder)
-    model.set_dtype(pair.target.dtype)
+    return agreement_of(load_mlx_lm(pair, folder), pair, prompts, texts)
+
+
+def agreement_of(model: Any, pair: "Pair", prompts: list[list[int]], texts: list[list[int]]) -> Agreement:
+    """`agreement`, with what `load_mlx_lm` gave."""
     agreed, gaps, differences = 0, [], []
     for ids, text in zip(prompts, texts, strict=True):
         theirs = _log_probs(pair, model(mx.array([ids + text[:-1]], mx.uint32))[0, len(ids) - 1 :])
@@ -67,13 +70,16 @@ def _log_probs(pair: "Pair", logits: mx.array) -> mx.array:
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _load(folder: Path) -> Any:
+def load_mlx_lm(pair: "Pair", folder: Path) -> Any:
+    """mlx-lm's own model of `folder` in the dtype of `pair`. Raises CheckpointError where it has none."""
     with file_limits_kept():
         from mlx_lm.utils import load_model
     try:
-        return load_model(folder)[0]
+        model = load_model(folder)[0]
     except (ValueError, ImportError) as error:
-        raise CheckpointError(f"mlx-lm cannot load {folder}: {error}; leave out --against mlx-lm") from error
+        raise CheckpointError(f"mlx-lm cannot load {folder}: {error}; leave out mlx-lm") from error
+    model.set_dtype(pair.target.dtype)
+    return model
 
 
 @contextmanager
