@@ -123,6 +123,11 @@ class RoundTimes:
         """Whether drafts were ever compared with plain rounds at this width."""
         return bool(self.measured(batch))
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Batch widths of which rounds were seen."""
+        return tuple(sorted(self._widths))
+
     def timed(self, drafts: int, batch: int = 1) -> int:
         """Rounds of this kind among the last that were timed."""
         width = self._widths.get(batch)
