@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from published_gains import Gain
-from sim_curves import BY_NAME, MOST, WAYS, CostCurve, curve_of
+from sim_curves import BY_NAME, MOST, WAYS, CostCurve, configs, curve_of
 from simulate import SHIPPED_MLP_BITS, chance_of, tokens_of
 
 from mlx_mtp.chips import Chip, Curve, stock_curve
@@ -25,6 +25,9 @@ SMALL = {"tokens_a_round": 1.43, "drafts": [3]}  # E4B: mlx-vlm #1121
 # 16-bit products of several rows before MLX 0.32.1, by generation: from M3 on, and before.
 PADDED = Curve((1, 2, 8), (1, 1.99, 1.99), "mlx#4265, M3 Ultra")
 PADDED_BEFORE_M3 = Curve((1, 2, 8), (1, 2.88, 2.88), "mlx#3661")
+# To build one layer of a round in Python, while the GPU waits: `backbone` of oMLX #1097, 1305 ms of 68 rounds of the 64
+# layers of a Qwen 27B on an M1, before oMLX #1337 made that figure hold the GPU's time too.
+HOST_SECONDS_A_LAYER = 1.3053 / 68 / 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,12 @@ def products(gain: Gain, is_emulated: bool) -> Callable[[Chip], Curve]:
     return of_chip
 
 
-def curve(gain: Gain, kernels: str, *, is_emulated: bool = True) -> CostCurve:
+def curve(gain: Gain, kernels: str, *, is_emulated: bool = True, has_host: bool = True) -> CostCurve:
+    """has_host: rounds with drafts wait for the host where the engine is written in Python; plain ones overlap it."""
     way = WAYS[kernels]
     if kernels == "stock":
         way = replace(way, dense=products(gain, is_emulated))
-    return curve_of(
+    costs = curve_of(
         gain.size,
         BY_NAME[gain.chip],
         way,
@@ -83,15 +87,19 @@ def curve(gain: Gain, kernels: str, *, is_emulated: bool = True) -> CostCurve:
         drafter_bits=gain.drafter_bits,
         context=gain.context,
     )
+    if kernels != "stock" or not (has_host and gain.is_python):
+        return costs
+    host = HOST_SECONDS_A_LAYER * configs(gain.size)[0].text.num_layers
+    return replace(costs, verify=(costs.verify[0], *(seconds + host for seconds in costs.verify[1:])))
 
 
 def speed_up(costs: CostCurve, right: float, drafts: int) -> float:
     return tokens_of(right, drafts) * costs.own(0) / costs.own(drafts)
 
 
-def predict(gain: Gain, *, is_emulated: bool = True) -> Predicted:
+def predict(gain: Gain, *, is_emulated: bool = True, has_host: bool = True) -> Predicted:
     right, ours = chance(gain), curve(gain, "ours")
-    stock = curve(gain, "stock", is_emulated=is_emulated)
+    stock = curve(gain, "stock", is_emulated=is_emulated, has_host=has_host)
     best = max(range(MOST + 1), key=lambda k: speed_up(ours, right, k))
     shared = None
     if gain.size == "26b-a4b":

@@ -42,6 +42,7 @@ def by_source(rows: Sequence[Predicted]) -> dict[str, tuple[list[Predicted], lis
     }
 
 
+HOST, BOTH = "time of the host", "these two"
 BY_TEXT = "each source's own acceptance"
 
 
@@ -51,10 +52,14 @@ def _by_text(gain: Gain) -> Gain:
 
 # What each input that is not a chip's or a model's does: the same rows without it.
 WITHOUT: dict[str, Callable[[Gain], Predicted]] = {
+    HOST: lambda gain: predict(gain, has_host=False),
     "bfloat16 dearer on M1 and M2": lambda gain: predict(gain, is_emulated=False),
+    BOTH: lambda gain: predict(gain, has_host=False, is_emulated=False),
     "old MLX where it was old": lambda gain: predict(replace(gain, has_wide=True)),
     BY_TEXT: lambda gain: predict(_by_text(gain)),
-    "all three": lambda gain: predict(replace(_by_text(gain), has_wide=True), is_emulated=False),
+    "all of these": lambda gain: predict(
+        replace(_by_text(gain), has_wide=True), has_host=False, is_emulated=False
+    ),
 }
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# Engines written in Python, by how their sources begin; mlxcel (Rust), Ollama (Go) and mlx-swift-lm are not.
+PYTHON = ("mlx-vlm", "r/LocalLLaMA", "lilting.ch", "oMLX", "a user's oMLX", "Rapid-MLX")
+
 
 @dataclass(frozen=True, slots=True)
 class Gain:
@@ -39,6 +42,11 @@ class Gain:
         if self.value is None:
             return False
         return None if abs(self.value - 1) <= 0.02 else self.value > 1
+
+    @property
+    def is_python(self) -> bool:
+        """The engine builds a round's graph in Python once the round before is read; others are compiled."""
+        return self.source.startswith(PYTHON)
 
     @property
     def has_acceptance(self) -> bool:
