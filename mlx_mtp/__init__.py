@@ -10,8 +10,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlx_mtp.api import generate, generate_batch, stream_generate
+    from mlx_mtp.engine import Engine
     from mlx_mtp.errors import (
+        BusyError,
         CheckpointError,
+        EngineError,
         GenerationError,
         HubError,
         KernelError,
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
         PromptError,
         StorageError,
     )
+    from mlx_mtp.handles import Handle
     from mlx_mtp.memory import MemoryEstimate, estimate_memory
     from mlx_mtp.pair import Pair, load
     from mlx_mtp.progress import Progress
@@ -33,6 +37,8 @@ _HOME = {
     "generate": "api",
     "stream_generate": "api",
     "generate_batch": "api",
+    "Engine": "engine",
+    "Handle": "handles",
     "Sampling": "sampling",
     "estimate_memory": "memory",
     "MemoryEstimate": "memory",
@@ -49,6 +55,8 @@ _HOME = {
     "MachineError": "errors",
     "KernelError": "errors",
     "GenerationError": "errors",
+    "EngineError": "errors",
+    "BusyError": "errors",
 }
 
 __all__ = [
@@ -56,6 +64,8 @@ __all__ = [
     "generate",
     "stream_generate",
     "generate_batch",
+    "Engine",
+    "Handle",
     "Sampling",
     "estimate_memory",
     "MemoryEstimate",
@@ -72,6 +82,8 @@ __all__ = [
     "MachineError",
     "KernelError",
     "GenerationError",
+    "EngineError",
+    "BusyError",
     "__version__",
 ]
 

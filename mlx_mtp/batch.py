@@ -1,5 +1,6 @@
 """Many replies decoded together: rows join as soon as others have ended, and fewer run while memory is short."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -7,24 +8,28 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_mtp.batch_choice import WidthChooser
 from mlx_mtp.conversation import Request
 from mlx_mtp.decode import RowLimits, Step, decode
-from mlx_mtp.errors import MemoryRefusal, ParameterError
+from mlx_mtp.errors import GenerationError, MemoryRefusal, MtpError, ParameterError
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy
+from mlx_mtp.prefix_cache import Histories, OneHistory
 from mlx_mtp.pressure import REMEDY, STOPPED, Guard, Relief, out_of_memory_refused
-from mlx_mtp.reply import Generation, Reply, collect
-from mlx_mtp.row_start import OnProgress, Place, Row, Starter
-from mlx_mtp.rows import add_rows, put_rows
+from mlx_mtp.reply import Chunk, Generation, Reply
+from mlx_mtp.row_start import OnProgress, Place, Row, RowCancelled, Starter
+from mlx_mtp.rows import add_rows, level_fields, put_rows, row_of
 from mlx_mtp.sampling import sampler_class
 from mlx_mtp.state import State, StateCell, capacity_of, join_rows, keep_rows
 from mlx_mtp.turns import History
 
+LOG = logging.getLogger(__name__)
 MAX_BATCH = 64  # rows decoded together at most
+LOOK_ROUNDS = 8  # rounds between two looks at whether another width pays
 CALM_ROUNDS = 64  # rounds without a shortage after which a batch that was narrowed takes twice as many rows
 
 
-def check_batch(max_batch: int) -> int:
+def check_batch(max_batch: object) -> int:
     """`max_batch` if it is a width that can be asked for; ParameterError otherwise."""
     if not isinstance(max_batch, int) or isinstance(max_batch, bool) or not 1 <= max_batch <= MAX_BATCH:
         raise ParameterError(
@@ -38,11 +43,13 @@ class Watch:
     """What a caller wants to be told of a batch; what any of these raises ends it.
 
     on_progress(done, total): tokens of the prompt that is being prefilled. on_round(tokens): written so far, by all
-    rows. on_done(index, reply): a request's reply has ended. on_note(text): said once, where memory admits fewer rows.
+    rows. on_chunk(index, chunk): what a round gave a request. on_done(index, reply): a request's reply has ended.
+    on_note(text): said once, where memory admits fewer rows.
     """
 
     on_progress: OnProgress | None = None
     on_round: Callable[[int], None] | None = None
+    on_chunk: Callable[[int, Chunk], None] | None = None
     on_done: Callable[[int, Generation], None] | None = None
     on_note: Callable[[str], None] | None = None
 
@@ -57,14 +64,14 @@ def generate_rows(
     guard: Guard,
     watch: Watch = SILENT,
     *,
-    max_batch: int = MAX_BATCH,
+    max_batch: int | WidthChooser = MAX_BATCH,
     history: History | None = None,
 ) -> list[Generation]:
     """Replies to all requests, each the text of its own solo run where rows are invariant (see `exactness`).
 
-    At most `max_batch` are decoded together; the others wait, and one joins at the end of a round in which another has
-    ended. Requests with the same ids that follow one another share a prefill. `history` is what their prompts have in
-    common with earlier ones, and keeps the rows of the last.
+    At most `max_batch` are decoded together, or as many as pay; the others wait, and one joins at the end of a round in
+    which another has ended. Requests with the same ids that follow one another share a prefill. `history` is what
+    their prompts have in common with earlier ones, and keeps the rows of the last.
 
     While memory is short the later half of the rows is put aside, again and again; their tokens are kept, and they are
     prefilled and go on when there is room. A row that was put aside has the same text where prefill and rounds round
@@ -72,39 +79,60 @@ def generate_rows(
     with finish_reason "error" and a `note`; MemoryRefusal is raised where no row could even start. With
     `watch.on_done` nothing is raised: a row that does not fit ends alone, and the others go on.
     """
+    rows = [Row(index, request) for index, request in enumerate(requests)]
+    histories = OneHistory(pair.target, history)
     with out_of_memory_refused(lambda: None):
-        return _Batch(pair, requests, policy, guard, watch, check_batch(max_batch), history).run()
+        Batch(pair, rows, policy, guard, histories, watch=watch, max_batch=max_batch).run()
+    return [row.result for row in rows if row.result is not None]
 
 
-class _Batch:
+def none_arrive() -> Sequence[Row]:
+    """For batches whose rows are all there when they begin."""
+    return ()
+
+
+class Batch:
+    """The rows that are decoded together and those that wait; more may arrive between two rounds."""
+
     def __init__(
         self,
         pair: Pair,
-        requests: Sequence[Request],
+        rows: Sequence[Row],
         policy: Policy,
         guard: Guard,
-        watch: Watch,
-        max_batch: int,
-        history: History | None,
+        histories: Histories,
+        *,
+        watch: Watch = SILENT,
+        max_batch: int | WidthChooser = MAX_BATCH,
+        arrivals: Callable[[], Sequence[Row]] = none_arrive,
     ):
         self.pair, self.policy, self.guard, self.watch = pair, policy, guard, watch
-        self.rows = [Row(index, request) for index, request in enumerate(requests)]
-        self.waiting = deque(self.rows)
+        self.histories, self.arrivals = histories, arrivals
+        self.waiting = deque(rows)
         self.slots: list[Row] = []  # the rows of the state, those that have ended included
         self.cell = StateCell()
-        self.sampler = sampler_class([request.sampling for request in requests])
-        self.width, self.widest = max_batch, max_batch
-        self.calm = 0  # rounds since memory was short
+        self.sampler = sampler_class([row.request.sampling for row in rows])
+        self.chooser = max_batch if isinstance(max_batch, WidthChooser) else None
+        self.widest = max_batch.most if isinstance(max_batch, WidthChooser) else check_batch(max_batch)
+        self.width = self.widest  # that memory admits
+        self.calm = self.played = 0  # rounds since memory was short, and since the width was looked at
         self.tokens = 0
         self.was_noted = False
-        self.starter = Starter(pair, guard, self.sampler, watch.on_progress, history)
+        self.starter = Starter(pair, guard, self.sampler, watch.on_progress, histories)
+
+    @property
+    def wanted(self) -> int:
+        """Rows that are to be decoded together now: as many as memory admits, and as pay."""
+        return self.width if self.chooser is None else min(self.width, self.chooser.width)
 
     @property
     def running(self) -> list[int]:
         """Slots whose rows have not ended."""
         return [i for i, row in enumerate(self.slots) if row.is_running]
 
-    def run(self) -> list[Generation]:
+    def run(self) -> None:
+        """Until all rows have ended and none has arrived."""
+        self._look_for_arrivals()
         while self.waiting or self.running:
             try:
                 self._fill()
@@ -112,16 +140,40 @@ class _Batch:
                 self._give_up(refusal)
                 continue
             self._relieve(self._rounds())
-        return [row.result for row in self.rows if row.result is not None]
+            self._look_for_arrivals()
+        self._hand_back()
+
+    def abandon(self, error: MtpError) -> list[Row]:
+        """End all that run with an error, after `run` raised it -> the rows that were still to begin."""
+        for row in self.slots:
+            if row.is_running:
+                self._drop(row)
+                row.fail(error)
+        self.slots, self.cell = [], StateCell()
+        self.starter.forget()
+        return list(self.waiting)
 
     # Rows join
 
+    def _look_for_arrivals(self) -> None:
+        arrived = self.arrivals()
+        for row in [row for row in self.waiting if row.is_cancelled]:
+            self.waiting.remove(row)
+            self._stop([row], None, "cancelled")
+        if arrived:
+            self.waiting.extend(arrived)
+            every = [row for row in (*self.slots, *self.waiting) if row.is_running]
+            self.sampler = self.starter.sampler = sampler_class([row.request.sampling for row in every])
+
     def _fill(self) -> None:
         """Let rows that wait join: in the places of those that have ended, then behind them."""
+        self._hand_back()
         if not self.running:
             self.slots, self.cell, self.width = [], StateCell(), self.widest
-        joining, states = self._start(self.width - len(self.running))
+        joining, states = self._start(self.wanted - len(self.running))
         text = self.pair.target.text
+        if states and self.slots:
+            states = level_fields(self.cell, states)
         if states and not self.slots:
             self.slots = joining
             self.cell.put(join_rows(text, states))
@@ -146,19 +198,41 @@ class _Batch:
         while self.waiting and len(states) < room and not is_short:
             row = self.waiting[0]
             try:
-                states.append(self.starter.start(row, len(states), self._place()))
+                state = self._start_row(row, len(states))
             except MemoryRefusal:
                 self.starter.forget()
                 if not states and not self.running:
                     raise
                 is_short = True
                 break
-            joining.append(self.waiting.popleft())
+            self.waiting.popleft()
+            if state is None:
+                continue
+            states.append(state)
+            joining.append(row)
             is_short = self.starter.is_short
         if is_short and self.waiting:
             self._narrow(len(self.running) + len(states))
         self.starter.forget_unless(self.waiting[0] if self.waiting else None)
         return joining, states
+
+    def _start_row(self, row: Row, others: int) -> State | None:
+        """Its state; None for a row with a listener that was cancelled or whose prefill failed: the others go on."""
+        try:
+            if row.is_cancelled:
+                raise RowCancelled
+            with out_of_memory_refused(self.starter.forget):
+                return self.starter.start(row, others, self._place())
+        except RowCancelled:
+            self._stop([row], None, "cancelled")
+        except MtpError:
+            raise
+        except Exception as error:
+            if row.listener is None:
+                raise
+            row.fail(GenerationError(f"this reply could not begin ({error!r}); others are not affected"))
+            LOG.exception("a reply could not begin")
+        return None
 
     def _place(self) -> Place | None:
         """Where rows would join; None while nothing runs."""
@@ -173,7 +247,6 @@ class _Batch:
         """Rounds until rows can join or leave, or less memory has to be taken -> what the guard said."""
         if not self.slots:
             return "none"
-        began_with = len(self.running)
         self._leave_out_ended()
         eos = frozenset(self.pair.prompt_format.eos_ids)
         limits = [
@@ -185,9 +258,11 @@ class _Batch:
         )
         try:
             for step in steps:
-                self._take(step)
+                is_seen = self._take(step)
+                self._look_for_arrivals()
+                self._look_at_width()
                 running = len(self.running)
-                if not running or (self.waiting and running < began_with):
+                if not running or not is_seen or (self.waiting and running < self.wanted):
                     return "none"
                 relief = self.guard.relief()
                 if relief != "none":
@@ -205,18 +280,26 @@ class _Batch:
             still = mx.array([row.is_running for row in self.slots])
             self.cell.put(state._replace(active=mx.logical_and(state.active, still)))
 
-    def _take(self, step: Step) -> None:
+    def _take(self, step: Step) -> bool:
+        """Hand on what a round gave -> whether the rounds know of every row that has ended by it."""
+        is_seen = True
         for i, row in enumerate(self.slots):
             if not row.is_running or row.reply is None:
                 continue
             row.reply.row = i
-            chunk = row.reply.take(step, self.policy)
+            chunk = row.reply.take(step, self.policy, is_cancelled=row.is_cancelled)
             self.tokens += len(chunk.tokens)
-            row.chunks.append(chunk)
-            if chunk.finish_reason is not None:
-                self._end(row)
+            self._end_with(row, chunk)
+            is_seen = is_seen and (row.is_running or step.finish[i] is not None)
         if self.watch.on_round is not None:
             self.watch.on_round(self.tokens)
+        return is_seen
+
+    def _look_at_width(self) -> None:
+        self.played += 1
+        if self.chooser is not None and self.played >= LOOK_ROUNDS:
+            self.played = 0
+            self.chooser.look(len(self.running) + len(self.waiting))
 
     def _may_widen(self) -> bool:
         self.calm += 1
@@ -230,11 +313,17 @@ class _Batch:
     def _relieve(self, relief: Relief) -> None:
         """Carry out what the guard said."""
         if relief == "stop":
+            self.histories.shrink()
             self._stop([*(self.slots[i] for i in self.running), *self.waiting], STOPPED)
             self.waiting.clear()
+        elif relief == "shrink" and self.histories.shrink():
+            mx.clear_cache()
         elif relief == "shrink" and self.running:
             kept = self.running[: -(-len(self.running) // 2)]
             aside = [self.slots[i] for i in self.running[len(kept) :]]
+            self._hand_back()
+            for row in aside:
+                self._drop(row)
             self.waiting.extendleft(reversed(aside))
             self.starter.forget()
             self._narrow(len(kept))
@@ -257,23 +346,48 @@ class _Batch:
     def _give_up(self, refusal: MemoryRefusal) -> None:
         """No row runs, and the next that waits does not fit."""
         note = f"{refusal}; what was written is kept"
-        if self.watch.on_done is not None:
+        first = self.waiting[0]
+        if first.listener is not None and not first.written:
+            self.waiting.popleft().fail(refusal)
+        elif self.watch.on_done is not None or first.listener is not None:
             self._stop([self.waiting.popleft()], note)
-        elif any(row.written for row in self.rows):
+        elif self.tokens:
             self._stop(list(self.waiting), note)
             self.waiting.clear()
         else:
             raise refusal
         mx.clear_cache()
 
-    def _stop(self, rows: list[Row], note: str) -> None:
+    def _stop(self, rows: list[Row], note: str | None, reason: str = "error") -> None:
         for row in rows:
             if row.reply is None:
                 row.reply = Reply(self.pair, row.request, 0, time.perf_counter())
-            row.chunks.append(row.reply.stop(self.policy, note))
-            self._end(row)
+            self._end_with(row, row.reply.stop(self.policy, note, reason))
 
-    def _end(self, row: Row) -> None:
-        row.result, row.chunks = collect(row.chunks), []
-        if self.watch.on_done is not None:
+    def _end_with(self, row: Row, chunk: Chunk) -> None:
+        """Add a chunk, which may be the row's last."""
+        row.take(chunk)
+        if self.watch.on_chunk is not None:
+            self.watch.on_chunk(row.index, chunk)
+        if row.result is not None and self.watch.on_done is not None:
             self.watch.on_done(row.index, row.result)
+
+    def _hand_back(self) -> None:
+        """Leave the K/V of rows that have ended to later requests; the state itself where no row runs any more."""
+        ended = {i: row for i, row in enumerate(self.slots) if not row.is_running}
+        for i, row in ended.items():
+            if row.lease is None:
+                continue
+            lease, row.lease = row.lease, None
+            if row.reply is None or row.reply.failed or not self.histories.keeps_replies:
+                self.histories.dropped(lease)
+            elif len(self.slots) == 1:
+                self.histories.ended(lease, [*row.request.ids, *row.written], self.cell.take().kv)
+                self.slots, self.cell = [], StateCell()
+            else:
+                self.histories.ended(lease, [*row.request.ids, *row.written], row_of(self.cell.peek(), i))
+
+    def _drop(self, row: Row) -> None:
+        if row.lease is not None:
+            self.histories.dropped(row.lease)
+            row.lease = None

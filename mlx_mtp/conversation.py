@@ -35,6 +35,9 @@ class Request:
     max_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
+    num_draft_tokens: int | str = (
+        "auto"  # looked at where requests that ask for different numbers share rounds
+    )
 
 
 def make_request(
@@ -43,6 +46,7 @@ def make_request(
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
+    num_draft_tokens: int | str = "auto",
     stop: str | Sequence[str] = (),
     tools: list[dict[str, Any]] | None = None,
     thinking: bool | None = None,
@@ -52,6 +56,7 @@ def make_request(
         raise ParameterError(
             f"max_tokens must be a whole number >= 1, got {max_tokens!r}; ask for at least one token"
         )
+    make_policy(num_draft_tokens, has_drafter=pair.drafter is not None)  # refuses what is no number of drafts
     stops = check_stops(stop)
     rendered = prompt_ids(pair.prompt_format, prompt, tools=tools, thinking=thinking)
     room = pair.max_context - len(rendered.ids)
@@ -65,7 +70,9 @@ def make_request(
         sampling_arrays(sampling, pair.target.text.vocab_size)  # refuses ids outside the vocabulary
     if sampling.seed is None:
         sampling = replace(sampling, seed=secrets.randbits(32))
-    return Request(rendered.ids, rendered.boundaries, min(max_tokens, room), sampling, stops)
+    return Request(
+        rendered.ids, rendered.boundaries, min(max_tokens, room), sampling, stops, num_draft_tokens
+    )
 
 
 def start_row(
@@ -164,12 +171,14 @@ class Conversation:
             tools=tools,
             thinking=thinking,
         )
-        has_drafter = self.pair.drafter is not None
+        return self._reply(request, self.policy(num_draft_tokens), on_progress)
+
+    def policy(self, num_draft_tokens: int | str) -> Policy:
+        """What chooses the number of drafts for such requests: one for all of them, so that it keeps what it learnt."""
+        has_drafter, rounds = self.pair.drafter is not None, self.pair.rounds
         # Made first: it refuses what is no number of drafts, such as True, which a dictionary takes for 1.
-        rounds = self.pair.rounds
         new = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=rounds.fit, times=rounds.times)
-        policy = self._policies.setdefault(num_draft_tokens, new)
-        return self._reply(request, policy, on_progress)
+        return self._policies.setdefault(num_draft_tokens, new)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
         """`stream`, collected."""

@@ -73,3 +73,15 @@ class GenerationError(MtpError):
     """Generation cannot continue, for example because logits became NaN."""
 
     code = "generation"
+
+
+class EngineError(MtpError):
+    """An engine was closed, its thread ended, or it does not run in this process."""
+
+    code = "engine"
+
+
+class BusyError(MtpError):
+    """More requests wait than an engine takes."""
+
+    code = "busy"

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 
@@ -19,11 +19,35 @@ if TYPE_CHECKING:
 BROKEN = "the model gave no usable numbers; its cache was dropped and the next turn starts cold"
 
 
+# How a token came: from the prefill, from a round without drafts, as a draft that was kept, as the target's own choice
+# at the first draft that was wrong, or as the target's extra one after all drafts were right.
+Origin = Literal["prefill", "plain", "accepted", "recovered", "bonus"]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One token of a reply and the text that it made certain: none while a character or stop string is incomplete."""
+
+    id: int
+    origin: Origin
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One round as a row saw it; the first token, which prefill gives, counts as a round without drafts."""
+
+    drafted: int  # drafts verified
+    accepted: int  # drafts that were right
+    emitted: int  # tokens; an end may have cut some
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """What a round added: text of the answer, of the thoughts, of tool calls; `stats` so far.
 
-    note: in words, why the reply ends here without being complete; None otherwise.
+    note: in words, why the reply ends here without being complete; None otherwise. written: the tokens one by one.
+    tail: text that was held back and belongs to no token of this chunk.
     """
 
     text: str
@@ -33,6 +57,24 @@ class Chunk:
     finish_reason: str | None
     stats: Stats
     note: str | None = None
+    written: tuple[Written, ...] = ()
+    rounds: tuple[Played, ...] = ()
+    tail: tuple[Piece, ...] = ()
+
+    def followed_by(self, later: "Chunk") -> "Chunk":
+        """Both as one chunk."""
+        return Chunk(
+            text=self.text + later.text,
+            thought=self.thought + later.thought,
+            tool_call=self.tool_call + later.tool_call,
+            tokens=self.tokens + later.tokens,
+            finish_reason=later.finish_reason,
+            stats=later.stats,
+            note=later.note,
+            written=self.written + later.written,
+            rounds=self.rounds + later.rounds,
+            tail=later.tail,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +112,53 @@ class Reply:
         """Whether its K/V is to be dropped: rows that are no numbers must not be reused, and scarce memory is freed."""
         return self.finish_reason == "error"
 
-    def take(self, step: Step, policy: Policy) -> Chunk:
-        """This row's part of a step -> the chunk for it."""
-        tokens, finish = step.tokens[self.row], step.finish[self.row]
-        pushed = self._stream.push(tokens)
-        pieces = pushed.pieces
-        if finish is not None and pushed.finish_reason is None:
-            pieces += self._stream.finish(finish).pieces
-        used = tokens[: pushed.used]
-        self.tokens += used
-        self._count.add(step, self.row, len(used))
-        return self._chunk(pieces, used, policy, BROKEN if self.failed else None)
+    def take(self, step: Step, policy: Policy, *, is_cancelled: bool = False) -> Chunk:
+        """This row's part of a step -> the chunk for it; a reply that is cancelled ends with what the step gave."""
+        tokens, finish, accepted = step.tokens[self.row], step.finish[self.row], step.accepted[self.row]
+        written: list[Written] = []
+        for i, token in enumerate(tokens):
+            if self.finish_reason is not None:
+                break
+            origin = _origin(i, step.verified, accepted)
+            written.append(Written(token, origin, self._stream.push((token,)).pieces))
+        if finish is None and is_cancelled:
+            finish = "cancelled"
+        tail: tuple[Piece, ...] = ()
+        if finish is not None and self.finish_reason is None:
+            tail = self._stream.finish(finish).pieces
+        if tail and written:
+            last = written.pop()
+            written.append(Written(last.id, last.origin, last.pieces + tail))
+            tail = ()
+        self.tokens += tokens[: len(written)]
+        self._count.add(step, self.row, len(written))
+        rounds = (Played(step.verified, max(accepted, 0), len(written)),) if written else ()
+        return self._chunk(policy, tuple(written), rounds, tail, BROKEN if self.failed else None)
 
-    def stop(self, policy: Policy, note: str) -> Chunk:
+    def stop(self, policy: Policy, note: str | None, reason: str = "error") -> Chunk:
         """The last chunk of a reply that cannot go on, with the text that was held back."""
-        pieces = self._stream.finish("error").pieces
-        return self._chunk(pieces, (), policy, note)
+        return self._chunk(policy, tail=self._stream.finish(reason).pieces, note=note)
 
     def _chunk(
-        self, pieces: Sequence[Piece], tokens: tuple[int, ...], policy: Policy, note: str | None = None
+        self,
+        policy: Policy,
+        written: tuple[Written, ...] = (),
+        rounds: tuple[Played, ...] = (),
+        tail: tuple[Piece, ...] = (),
+        note: str | None = None,
     ) -> Chunk:
+        pieces = [piece for one in written for piece in one.pieces] + list(tail)
         return Chunk(
             text=_joined(pieces, "answer"),
             thought=_joined(pieces, "thought"),
             tool_call=_joined(pieces, "tool"),
-            tokens=tokens,
+            tokens=tuple(one.id for one in written),
             finish_reason=self.finish_reason,
             stats=self.stats(policy),
             note=note,
+            written=written,
+            rounds=rounds,
+            tail=tail,
         )
 
     def stats(self, policy: Policy) -> Stats:
@@ -127,19 +188,50 @@ class Reply:
         )
 
 
+@dataclass(slots=True)
+class Gathered:
+    """Adds up the chunks of one reply without keeping them: each has the figures of all rounds before it."""
+
+    texts: dict[str, list[str]] = field(default_factory=lambda: {"text": [], "thought": [], "tool_call": []})
+    tokens: list[int] = field(default_factory=list)
+    last: Chunk | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        self.texts["text"].append(chunk.text)
+        self.texts["thought"].append(chunk.thought)
+        self.texts["tool_call"].append(chunk.tool_call)
+        self.tokens += chunk.tokens
+        self.last = chunk
+
+    def generation(self) -> Generation:
+        """The reply so far."""
+        assert self.last is not None, "a reply has at least one chunk"
+        return Generation(
+            **{name: "".join(parts) for name, parts in self.texts.items()},
+            tokens=list(self.tokens),
+            finish_reason=self.last.finish_reason or "cancelled",
+            stats=self.last.stats,
+            note=self.last.note,
+        )
+
+
 def collect(chunks: Iterable[Chunk]) -> Generation:
     """All chunks of one reply -> the reply."""
-    taken = list(chunks)
-    last = taken[-1]
-    return Generation(
-        text="".join(chunk.text for chunk in taken),
-        thought="".join(chunk.thought for chunk in taken),
-        tool_call="".join(chunk.tool_call for chunk in taken),
-        tokens=[token for chunk in taken for token in chunk.tokens],
-        finish_reason=last.finish_reason or "cancelled",
-        stats=last.stats,
-        note=last.note,
-    )
+    gathered = Gathered()
+    for chunk in chunks:
+        gathered.add(chunk)
+    return gathered.generation()
+
+
+def _origin(i: int, verified: int, accepted: int) -> Origin:
+    """Of the i-th token that a round emitted, which verified so many drafts and accepted so many (-1: no round)."""
+    if accepted < 0:
+        return "prefill"
+    if i < accepted:
+        return "accepted"
+    if verified == 0:
+        return "plain"
+    return "bonus" if accepted == verified else "recovered"
 
 
 def _joined(pieces: Sequence[Piece], channel: str) -> str:

@@ -4,19 +4,43 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 import mlx.core as mx
 
 from mlx_mtp.conversation import Request, start_row
+from mlx_mtp.errors import MemoryRefusal, MtpError
 from mlx_mtp.memory_parts import prefill_bytes
 from mlx_mtp.pair import Pair
+from mlx_mtp.prefix_cache import Histories, Lease
 from mlx_mtp.pressure import REMEDY, Guard, StoppedForMemory
-from mlx_mtp.reply import Chunk, Generation, Reply
+from mlx_mtp.reply import Chunk, Gathered, Generation, Reply
 from mlx_mtp.sampling import SamplerClass
 from mlx_mtp.state import KeysValues, State, capacity_for, kv_shapes
-from mlx_mtp.turns import History
 
 OnProgress = Callable[[int, int], None]
+
+
+class RowCancelled(Exception):
+    """The row that is being started is not wanted any more."""
+
+
+class Listener(Protocol):
+    """Who is told of a row while it is written, on the thread that computes; none of these may raise."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the row is to end within a round, or before its prefill's next chunk."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Tokens of its prompt that are prefilled."""
+
+    def chunk(self, chunk: Chunk) -> None:
+        """What a round added; the last one has a finish_reason."""
+
+    def failed(self, error: MtpError) -> None:
+        """It cannot be started, or its batch failed."""
 
 
 @dataclass(slots=True)
@@ -25,9 +49,12 @@ class Row:
 
     index: int
     request: Request
+    listener: Listener | None = None
     reply: Reply | None = None
-    chunks: list[Chunk] = field(default_factory=list)
+    lease: Lease | None = None  # where its K/V came from, and go when it has ended
+    gathered: Gathered = field(default_factory=Gathered)
     result: Generation | None = None
+    has_failed: bool = False  # ended without a result
 
     @property
     def written(self) -> list[int]:
@@ -35,7 +62,11 @@ class Row:
 
     @property
     def is_running(self) -> bool:
-        return self.result is None
+        return self.result is None and not self.has_failed
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.listener is not None and self.listener.is_cancelled
 
     @property
     def context(self) -> list[int]:
@@ -46,6 +77,20 @@ class Row:
     def room(self) -> int:
         """Tokens beyond `context` that it may still write."""
         return self.request.max_tokens - max(len(self.written) - 1, 0)
+
+    def take(self, chunk: Chunk) -> None:
+        """Add what a round gave; its result is there once it has ended."""
+        self.gathered.add(chunk)
+        if chunk.finish_reason is not None:
+            self.result, self.gathered = self.gathered.generation(), Gathered()
+        if self.listener is not None:
+            self.listener.chunk(chunk)
+
+    def fail(self, error: MtpError) -> None:
+        """End without a result, for whoever listens."""
+        self.has_failed = True
+        if self.listener is not None:
+            self.listener.failed(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +123,12 @@ class Starter:
         guard: Guard,
         sampler: SamplerClass,
         on_progress: OnProgress | None,
-        history: History | None,
+        histories: Histories,
     ):
         self.is_short = False  # memory was short while the last row was prefilled
-        self._pair, self._guard, self._sampler = pair, guard, sampler
-        self._on_progress, self._history = on_progress, history
+        self.sampler = sampler  # of the batch that rows join
+        self._pair, self._guard = pair, guard
+        self._on_progress, self._histories = on_progress, histories
         self._shared: Prefilled | None = None
 
     def forget(self) -> None:
@@ -97,9 +143,15 @@ class Starter:
     def start(self, row: Row, others: int, place: Place | None) -> State:
         """The row's state; `others` join at the same time, `place` is None for the first of a batch.
 
-        Raises MemoryRefusal if it does not fit.
+        Raises MemoryRefusal if it does not fit, RowCancelled if nobody waits for it any more.
         """
-        prefilled = self._prefilled(row, others, place)
+        try:
+            prefilled = self._prefilled(row, others, place)
+        except MemoryRefusal as refusal:
+            if isinstance(refusal, StoppedForMemory) or not self._histories.shrink():
+                raise
+            mx.clear_cache()
+            prefilled = self._prefilled(row, others, place)
         if row.reply is None:
             row.reply = Reply(self._pair, row.request, prefilled.reused, prefilled.began)
         return start_row(
@@ -107,8 +159,8 @@ class Starter:
             row.request,
             prefilled.kv,
             prefilled.hidden,
-            with_bias=self._sampler.bias,
-            with_counts=self._sampler.penalties,
+            with_bias=self.sampler.bias,
+            with_counts=self.sampler.penalties,
             written=row.written,
         )
 
@@ -127,16 +179,21 @@ class Starter:
             joined = self._joining_bytes(row, new_bytes, others, place) if others or place else 0
             self._guard.admit(new_bytes + joined + scratch)
 
-        history = self._history or History(target)
-        kv, hidden, reused = history.extend(
-            context,
-            room=row.room,
-            boundaries=row.request.boundaries,
-            on_progress=self._watched,
-            admit=admit,
-        )
-        if self._history is not None:
-            history.keep(context, kv)
+        lease = self._histories.take(context)
+        try:
+            kv, hidden, reused = lease.history.extend(
+                context,
+                room=row.room,
+                boundaries=row.request.boundaries,
+                marks=lease.marks,
+                on_progress=partial(self._watched, row),
+                admit=admit,
+            )
+        except BaseException:
+            self._histories.interrupted(lease)
+            raise
+        self._histories.prefilled(lease, context, kv)
+        row.lease = lease
         self._shared = Prefilled(context, row.room, kv, hidden, reused, began)
         return self._shared
 
@@ -151,7 +208,11 @@ class Starter:
         target = self._pair.target
         return sum(2 * target.dtype.size * math.prod(shape) for shape in kv_shapes(target.text, 1, capacity))
 
-    def _watched(self, done: int, total: int) -> None:
+    def _watched(self, row: Row, done: int, total: int) -> None:
+        if row.listener is not None:
+            row.listener.progress(done, total)
+        if row.is_cancelled and done < total:
+            raise RowCancelled
         relief = self._guard.relief()
         if relief == "shrink":
             self.is_short = True

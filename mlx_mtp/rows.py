@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_mtp.config import TextConfig
-from mlx_mtp.state import State, StateCell, capacity_of, grow, no_drafts
+from mlx_mtp.state import KeysValues, State, StateCell, capacity_of, grow, no_drafts
 
 
 def put_rows(text: TextConfig, cell: StateCell, rows: Mapping[int, State]) -> None:
@@ -65,6 +65,32 @@ def add_rows(text: TextConfig, cell: StateCell, rows: Sequence[State]) -> None:
     )
     mx.eval(wider)
     cell.put(wider)
+
+
+def level_fields(cell: StateCell, rows: Sequence[State]) -> list[State]:
+    """Give the cell's state and all `rows` counts, and a bias, where any has them; rows that use none get zeros."""
+    state = cell.take()
+    every = [state, *rows]
+    del state
+    counts = next((own.counts for own in every if own.counts is not None), None)
+    bias = next((own.sampling["bias"] for own in every if "bias" in own.sampling), None)
+    for i, own in enumerate(every):
+        batch = own.length.shape[0]
+        if counts is not None and own.counts is None:
+            every[i] = every[i]._replace(counts=mx.zeros((batch, *counts.shape[1:]), counts.dtype))
+        if bias is not None and "bias" not in own.sampling:
+            zeros = mx.zeros((batch, *bias.shape[1:]), bias.dtype)
+            every[i] = every[i]._replace(sampling=own.sampling | {"bias": zeros})
+    cell.put(every[0])
+    return every[1:]
+
+
+def row_of(state: State, b: int) -> KeysValues:
+    """A copy of row b's K/V, each buffer [1, H, rows, D]; a slice would hold the whole batch's."""
+    at = mx.array([b], mx.int32)
+    kv = tuple((mx.take(keys, at, axis=0), mx.take(values, at, axis=0)) for keys, values in state.kv)
+    mx.eval(kv)
+    return kv
 
 
 def _with_row(batch: mx.array, row: mx.array, b: int) -> mx.array:

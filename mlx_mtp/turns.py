@@ -5,7 +5,7 @@ layers keep every row; a ring keeps only the newest, so rings are checkpointed b
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -25,6 +25,7 @@ from mlx_mtp.state import (
 from mlx_mtp.target import Target
 
 CHECKPOINT_BYTES = 2**30  # budget for the rings of one conversation
+COMPARED = 512  # tokens that are compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,15 @@ class History:
         self._kv: list[tuple[mx.array, mx.array]] = []
         self._checkpoints: list[Checkpoint] = []
         self._checkpoint_bytes = checkpoint_bytes
+        self._is_shared = False  # another history may hold the same buffers: the next write copies them
+
+    def fork(self) -> "History":
+        """Another history of the same tokens; buffers are shared until one of the two writes."""
+        other = History(self.target, checkpoint_bytes=self._checkpoint_bytes)
+        other.tokens, other.rows, other._written = list(self.tokens), self.rows, self._written
+        other._kv, other._checkpoints = list(self._kv), list(self._checkpoints)
+        other._is_shared = True
+        return other
 
     def clear(self) -> None:
         """Forget everything; the next prompt starts cold."""
@@ -59,7 +69,7 @@ class History:
 
     def reusable(self, ids: Sequence[int]) -> int:
         """How many of `ids` need no forward pass: those that agree with rows which are still whole."""
-        common = self._common(ids)
+        common = self.common(ids)
         if not self._kv:
             return 0
         if self._ring_reaches(common):
@@ -72,14 +82,16 @@ class History:
         *,
         room: int,
         boundaries: Sequence[int] = (),
+        marks: Sequence[int] = (),
         chunk: int = CHUNK,
         on_progress: Callable[[int, int], None] | None = None,
         admit: Callable[[int], None] | None = None,
     ) -> tuple[KeysValues, mx.array, int]:
         """Forward what is new of `ids` -> K/V with room for `room` tokens more, the last hidden row, tokens reused.
 
-        The caller gives the K/V back with `keep`. If `on_progress(done, total)` raises, rows of whole chunks are kept;
-        if `admit(new bytes of K/V)` raises, everything is.
+        Rings are kept as they are before the last of `boundaries` and at each of `marks`. The caller gives the K/V back
+        with `keep`. If `on_progress(done, total)` raises, rows of whole chunks are kept; if `admit(new bytes of K/V)`
+        raises, everything is.
         """
         if not self._kv:
             self.clear()
@@ -91,7 +103,9 @@ class History:
             self._kv = list(new_kv(self.target, needed))
         elif capacity_of(self.target.text, tuple(self._kv)) < needed:
             grow(self.target.text, self._kv, needed)
-        hidden = self._prefill(ids, start, boundaries, chunk, on_progress)
+        self._is_shared = False
+        cuts = sorted({cut for cut in (*boundaries[-1:], *marks) if start < cut < len(ids)})
+        hidden = self._prefill(ids, start, cuts, chunk, on_progress)
         kv, self._kv = tuple(self._kv), []
         return kv, hidden, start
 
@@ -99,10 +113,10 @@ class History:
         """What buffers with `capacity` rows take beyond those that are there; `grow` has one layer twice."""
         text, item = self.target.text, self.target.dtype.size
         there = capacity_of(text, tuple(self._kv)) if self._kv else 0
-        if there >= capacity:
+        if there >= capacity and not self._is_shared:
             return 0
-        wanted = [2 * item * math.prod(shape) for shape in kv_shapes(text, 1, capacity)]
-        if not self._kv:
+        wanted = [2 * item * math.prod(shape) for shape in kv_shapes(text, 1, max(capacity, there))]
+        if not self._kv or self._is_shared:
             return sum(wanted)
         return sum(wanted) - self.nbytes + max(wanted)
 
@@ -110,6 +124,18 @@ class History:
     def nbytes(self) -> int:
         """What the K/V takes, without checkpoints."""
         return sum(buffer.nbytes for pair in self._kv for buffer in pair)
+
+    def buffers(self) -> Iterator[mx.array]:
+        """All arrays that it holds, checkpoints' among them."""
+        for both in self._kv:
+            yield from both
+        for checkpoint in self._checkpoints:
+            for both in checkpoint.rings.values():
+                yield from both
+
+    def drop_rows(self) -> None:
+        """Free the K/V but no checkpoint, for a history whose rows are coming back with `keep`."""
+        self._kv = []
 
     def drop_checkpoints(self) -> None:
         """Free what is only kept to save work in later turns."""
@@ -119,11 +145,10 @@ class History:
         self,
         ids: Sequence[int],
         start: int,
-        boundaries: Sequence[int],
+        cuts: Sequence[int],
         chunk: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> mx.array:
-        cuts = [cut for cut in boundaries if start < cut < len(ids)][-1:]
         inside_chunk = True
 
         def on_chunk(done: int) -> None:
@@ -149,10 +174,18 @@ class History:
         self._written = max(self._written, self.rows + RING_SLACK)
         self._kv = list(kv)
 
-    def _common(self, ids: Sequence[int]) -> int:
+    def keep_prompt(self, ids: Sequence[int], kv: KeysValues) -> None:
+        """Hold the K/V of a prompt too, of which all rows are whole; whoever decodes from it copies it then."""
+        self.tokens, self.rows = list(ids), len(ids)
+        self._written = max(self._written, self.rows)
+        self._kv = list(kv)
+
+    def common(self, ids: Sequence[int]) -> int:
         """Leading ids whose rows are there; the last id is always forwarded, for its hidden row."""
-        limit = min(self.rows, len(ids) - 1)
-        return next((i for i in range(limit) if self.tokens[i] != ids[i]), limit)
+        limit, same = min(self.rows, len(ids) - 1), 0
+        while same < limit and self.tokens[same : same + COMPARED] == ids[same : same + COMPARED]:
+            same += COMPARED
+        return next((i for i in range(same, limit) if self.tokens[i] != ids[i]), limit)
 
     def _ring_reaches(self, length: int) -> bool:
         """Whether rings still hold the window before `length`, though rows up to `_written` were written."""
@@ -162,7 +195,7 @@ class History:
     def _rewind(self, ids: Sequence[int]) -> int:
         """Make the rows before the returned position those of `ids`."""
         start = self.reusable(ids)
-        reached = self._ring_reaches(self._common(ids))
+        reached = self._ring_reaches(self.common(ids))
         # Before any ring changes, so that an interrupt in between leaves no row trusted that is not there.
         self.tokens, self.rows = list(ids[:start]), start
         if not reached:

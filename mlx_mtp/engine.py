@@ -1,0 +1,164 @@
+"""One inference thread, many callers: submit from any thread, several requests decoded together."""
+
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlx_mtp.api import DEFAULT_BATCH
+from mlx_mtp.batch import check_batch
+from mlx_mtp.conversation import Prompt
+from mlx_mtp.engine_chat import EngineConversation
+from mlx_mtp.engine_loop import Settings, Status, Worker
+from mlx_mtp.errors import EngineError, ParameterError
+from mlx_mtp.events import Event
+from mlx_mtp.handles import Handle, call_with_events
+from mlx_mtp.pair import Pair, load
+from mlx_mtp.progress import OnProgress
+from mlx_mtp.sampling import Sampling
+
+logging.getLogger("mlx_mtp").addHandler(logging.NullHandler())
+
+MAX_QUEUE = 256  # requests that wait unless told otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What an engine does now: "loading", "ready", "closed" or "failed", and its requests; bytes of kept prefixes."""
+
+    status: Status
+    running: int
+    waiting: int
+    cached_bytes: int
+
+
+class Engine:
+    """Loads a pair, or takes one, and answers requests on a thread of its own until it is closed.
+
+    pair: what `load` gave, or a name that is loaded there (`load_options` as for `load`); the constructor waits for it
+    unless `wait` is False. max_batch: requests decoded together; max_queue: that may wait beyond. memory_budget: bytes
+    that the process may take (None: what models may on this machine); prefix_budget: of these, for K/V of earlier
+    requests, so that one which begins alike prefills only what is new (None: a quarter of what the model leaves, at
+    most 8 GB; 0: none). set_memory_limits: also set MLX's process-wide wired and cache limits while it is open.
+
+    Nothing is printed; no signal handler, environment variable or limit is changed otherwise. Raises what `load`
+    raises, and ParameterError.
+    """
+
+    def __init__(
+        self,
+        pair: Pair | str | Path,
+        *,
+        max_batch: int = DEFAULT_BATCH,
+        max_queue: int = MAX_QUEUE,
+        memory_budget: int | None = None,
+        prefix_budget: int | None = None,
+        set_memory_limits: bool = False,
+        wait: bool = True,
+        on_progress: OnProgress | None = None,
+        **load_options: Any,
+    ):
+        check_batch(max_batch)
+        for name, value, least in (
+            ("max_queue", max_queue, 1),
+            ("memory_budget", memory_budget, 1),
+            ("prefix_budget", prefix_budget, 0),
+        ):
+            _check_count(name, value, least)
+        settings = Settings(max_batch, max_queue, memory_budget, prefix_budget, set_memory_limits)
+        if isinstance(pair, Pair):
+            if load_options:
+                raise ParameterError(
+                    f"{', '.join(load_options)} belong to a model that the engine loads, but a loaded pair was given; "
+                    "give its name instead, or leave them out"
+                )
+            source: Callable[[], Pair] = partial(_given, pair)
+        else:
+            source = partial(load, pair, on_progress=on_progress, **load_options)
+        self._worker = Worker(source, settings)
+        # Also at the interpreter's exit: what is being generated then ends within a round.
+        self._closed = weakref.finalize(self, self._worker.stop)
+        if wait:
+            self.wait_ready()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        num_draft_tokens: int | str = "auto",
+        stop: str | Sequence[str] = (),
+        tools: list[dict[str, Any]] | None = None,
+        thinking: bool | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Handle:
+        """Queue a request from any thread; arguments as for `generate`, checked before this returns.
+
+        While the model is being loaded they are checked later, and what is wrong is raised by the handle. on_event is
+        given all events on a thread of the request's own. Raises PromptError, ParameterError, BusyError where too many
+        wait, or EngineError where the engine is closed or has failed.
+        """
+        options = {
+            "max_tokens": max_tokens,
+            "sampling": sampling,
+            "num_draft_tokens": num_draft_tokens,
+            "stop": stop,
+            "tools": tools,
+            "thinking": thinking,
+        }
+        handle = Handle(self._worker.submit(prompt, options), self)
+        if on_event is not None:
+            call_with_events(handle, on_event)
+        return handle
+
+    def conversation(self, system: str | None = None, **options: Any) -> EngineConversation:
+        """A chat whose messages are kept; `options` are `submit`'s for every reply."""
+        return EngineConversation(self, system, options)
+
+    @property
+    def pair(self) -> Pair:
+        """The loaded pair with the engine's own rounds; for a look, not to compute with on another thread."""
+        self._worker.check_open()
+        pair = self._worker.pair
+        if pair is None:
+            raise EngineError("the model is still being loaded; call wait_ready() first")
+        return pair
+
+    @property
+    def status(self) -> EngineStatus:
+        """A look without waiting; the thread of an engine that was forked has ended in the child."""
+        shared = self._worker.shared
+        status = shared.status
+        if status in ("loading", "ready") and not self._worker.is_alive:
+            status = "failed"
+        return EngineStatus(status, shared.running, shared.waiting + len(shared.inbox), shared.cached_bytes)
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Until the model is loaded. Raises why it could not be, or TimeoutError."""
+        self._worker.wait_ready(timeout)
+
+    def close(self) -> None:
+        """Cancel what runs, free the model and end the thread; may be called again, from any thread."""
+        self._closed.detach()
+        self._worker.stop(None)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _given(pair: Pair) -> Pair:
+    return pair
+
+
+def _check_count(name: str, value: int | None, least: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ParameterError(f"{name} must be a whole number >= {least}, got {value!r}; choose one")

@@ -1,0 +1,280 @@
+"""The thread on which an engine loads, computes and lets go; everything that MLX does for it happens here."""
+
+import copy
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from mlx_mtp.admission import GIB
+from mlx_mtp.batch import Batch, Watch
+from mlx_mtp.conversation import Prompt, Request, make_request
+from mlx_mtp.errors import BusyError, EngineError, GenerationError, MtpError
+from mlx_mtp.limits import memory_limits
+from mlx_mtp.machine import footprint_bytes, this_machine
+from mlx_mtp.mailbox import Mailbox
+from mlx_mtp.pair import Pair
+from mlx_mtp.prefix_cache import PrefixCache
+from mlx_mtp.pressure import Guard, out_of_memory_refused
+from mlx_mtp.prompt import TURN
+from mlx_mtp.round import Rounds
+from mlx_mtp.round_times import RoundTimes
+from mlx_mtp.row_start import Row
+from mlx_mtp.shared_policy import SharedPolicy
+
+LOG = logging.getLogger(__name__)
+PREFIX_SHARE, PREFIX_AT_MOST = 0.25, 8 * GIB  # of what is left of the budget once the model is loaded
+EXIT_WITHIN_S = (
+    30.0  # how long the end of the process waits for the round, or chunk of a prefill, that is running
+)
+
+Status = Literal["loading", "ready", "closed", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an engine was asked to be; bytes None: what suits the machine."""
+
+    max_batch: int
+    max_queue: int
+    memory_budget: int | None
+    prefix_budget: int | None
+    set_memory_limits: bool
+
+
+@dataclass(slots=True)
+class Job:
+    """One submitted request; `request` is checked at once, or once the model is there."""
+
+    mailbox: Mailbox
+    prompt: Prompt
+    options: dict[str, Any]
+    request: Request | None = None
+
+    def check(self, pair: Pair) -> Request:
+        """Raises PromptError or ParameterError."""
+        if self.request is None:
+            self.request = make_request(pair, self.prompt, **self.options)
+        return self.request
+
+
+@dataclass(slots=True)
+class Shared:
+    """What both sides see, under `changed`."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    status: Status = "loading"
+    error: BaseException | None = None  # why it failed
+    inbox: deque[Job] = field(default_factory=deque)
+    is_closing: bool = False
+    waiting: int = 0
+    running: int = 0
+    cached_bytes: int = 0
+
+
+class Worker:
+    """An engine's thread and what is asked of it."""
+
+    def __init__(self, source: Callable[[], Pair], settings: Settings):
+        self.shared = Shared()
+        self.pair: Pair | None = None
+        self._source: Callable[[], Pair] | None = source
+        self._settings = settings
+        self._live: list[Job] = []  # taken from the inbox, and not over
+        self._batch: Batch | None = None
+        self._thread = threading.Thread(target=self._run, name="mlx-mtp engine", daemon=True)
+        self._thread.start()
+
+    # Any thread
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it computes, in this process: after a fork it does not."""
+        return self._thread.is_alive()
+
+    def submit(self, prompt: Prompt, options: dict[str, Any]) -> Mailbox:
+        """Queue a request. Raises EngineError, BusyError, PromptError or ParameterError."""
+        self.check_open()
+        job = Job(Mailbox(lambda: self.is_alive), prompt, options)
+        if self.pair is not None:
+            job.check(self.pair)
+        else:
+            job.prompt = copy.deepcopy(prompt)
+        with self.shared.changed:
+            self.check_open()
+            most = self._settings.max_queue
+            if len(self.shared.inbox) + self.shared.waiting >= most:
+                raise BusyError(f"{most} requests wait already; try again later, or raise max_queue")
+            self.shared.inbox.append(job)
+            self.shared.changed.notify_all()
+        return job.mailbox
+
+    def check_open(self) -> None:
+        """Raise EngineError, or why loading failed, where no request can be taken."""
+        status, error = self.shared.status, self.shared.error
+        if status == "failed" and isinstance(error, MtpError):
+            raise error
+        if status == "failed":
+            raise EngineError(f"the engine's thread ended ({error!r}); make another engine") from error
+        if status == "closed" or self.shared.is_closing:
+            raise EngineError("the engine is closed; make another one")
+        if not self.is_alive:
+            raise EngineError("the engine does not run in this process; make one after a fork, not before")
+
+    def wait_ready(self, timeout: float | None) -> None:
+        """Until the model is loaded. Raises why it could not be, or TimeoutError."""
+        with self.shared.changed:
+            if not self.shared.changed.wait_for(lambda: self.shared.status != "loading", timeout):
+                raise TimeoutError(f"the model was not loaded within {timeout:g} s; wait longer")
+        self.check_open()
+
+    def stop(self, timeout: float | None = EXIT_WITHIN_S) -> None:
+        """Cancel everything and wait for the thread, unless this is it."""
+        with self.shared.changed:
+            self.shared.is_closing = True
+            self.shared.changed.notify_all()
+        if threading.current_thread() is not self._thread and self._thread.is_alive():
+            self._thread.join(timeout)
+
+    # The thread
+
+    def _run(self) -> None:
+        status: Status = "failed"
+        error: BaseException | None = None
+        try:
+            with self._limits():
+                self._load()
+                self._serve()
+            status = "closed"
+        except MtpError as failure:
+            error = failure
+        except BaseException as failure:
+            error = failure
+            LOG.exception("the engine's thread ended")
+        finally:
+            self._let_go(status, error)
+
+    def _limits(self) -> AbstractContextManager[None]:
+        return memory_limits(this_machine()) if self._settings.set_memory_limits else nullcontext()
+
+    def _load(self) -> None:
+        source, self._source = self._source, None
+        assert source is not None, "the thread runs once"
+        pair = source()
+        # Rounds of its own: times, counts and compiled functions belong to one thread.
+        times = RoundTimes(pair.rounds.times.prior)
+        rounds = Rounds(pair.target, pair.drafter, compiled=pair.rounds.compiled, times=times)
+        rounds.exactness, rounds.tax = pair.rounds.exactness, pair.rounds.tax
+        self.pair = replace(pair, rounds=rounds)
+        with self.shared.changed:
+            self.shared.status = "ready"
+            self.shared.changed.notify_all()
+
+    def _serve(self) -> None:
+        assert self.pair is not None
+        guard = Guard(budget=self._settings.memory_budget)
+        turn = self.pair.prompt_format.tokenizer.token_id(TURN)
+        cache = PrefixCache(self.pair.target, budget=self._prefix_budget(guard), turn_id=turn)
+        rows: Sequence[Row] = ()
+        while rows or self._wait_for_jobs():
+            rows = self._run_batch(self.pair, rows, guard, cache)
+
+    def _prefix_budget(self, guard: Guard) -> int:
+        if self._settings.prefix_budget is not None:
+            return self._settings.prefix_budget
+        return max(0, min(int(PREFIX_SHARE * (guard.budget - footprint_bytes())), PREFIX_AT_MOST))
+
+    def _wait_for_jobs(self) -> bool:
+        """Until there is a request; False if the engine is to close."""
+        with self.shared.changed:
+            self.shared.changed.wait_for(lambda: bool(self.shared.inbox) or self.shared.is_closing)
+            return not self.shared.is_closing
+
+    def _run_batch(self, pair: Pair, rows: Sequence[Row], guard: Guard, cache: PrefixCache) -> list[Row]:
+        """Decode until nothing is left to do -> rows that had not begun when something went wrong for the others."""
+
+        policy = SharedPolicy(pair, self._asked)
+        watch = Watch(on_progress=lambda done, total: policy.forget_time())
+        batch = self._batch = Batch(
+            pair,
+            rows,
+            policy,
+            guard,
+            cache,
+            watch=watch,
+            max_batch=self._settings.max_batch,
+            arrivals=self._arrivals,
+        )
+        try:
+            with out_of_memory_refused(cache.clear):
+                batch.run()
+        except MtpError as error:
+            return batch.abandon(error)
+        except Exception as error:
+            LOG.exception("a batch failed")
+            return batch.abandon(
+                GenerationError(
+                    f"this reply cannot go on ({error!r}); the engine goes on with other requests"
+                )
+            )
+        finally:
+            self._batch = None
+            self._count(cache)
+        return []
+
+    def _asked(self) -> list[int | str]:
+        """The numbers of drafts that running requests ask for."""
+        batch = self._batch
+        return [] if batch is None else [batch.slots[i].request.num_draft_tokens for i in batch.running]
+
+    def _arrivals(self) -> Sequence[Row]:
+        """Requests that have come since the last look; where the engine is to close, all end."""
+        pair, batch = self.pair, self._batch
+        assert pair is not None and batch is not None, "asked by the batch that runs"
+        self.shared.running, self.shared.waiting = len(batch.running), len(batch.waiting)
+        self._live = [job for job in self._live if not job.mailbox.is_over]
+        if self.shared.is_closing:
+            for job in self._live:
+                job.mailbox.cancel()
+            return ()
+        if not self.shared.inbox:
+            return ()
+        with self.shared.changed:
+            jobs = list(self.shared.inbox)
+            self.shared.inbox.clear()
+        rows = []
+        for job in jobs:
+            try:
+                rows.append(Row(0, job.check(pair), job.mailbox))
+            except MtpError as error:
+                job.mailbox.failed(error)
+        self._live += jobs
+        return rows
+
+    def _count(self, cache: PrefixCache) -> None:
+        self.shared.running = self.shared.waiting = 0
+        self.shared.cached_bytes = cache.nbytes
+
+    def _let_go(self, status: Status, error: BaseException | None) -> None:
+        """Free what MLX holds, and leave nobody waiting."""
+        self.pair = None
+        # Streams that outlive their thread can abort the process when it ends, so MLX asks for this (mlx pull 3395).
+        mx.synchronize()
+        mx.clear_streams()
+        mx.clear_cache()
+        with self.shared.changed:
+            self.shared.status, self.shared.error = status, error
+            left = [*self._live, *self.shared.inbox]
+            self.shared.inbox.clear()
+            self.shared.changed.notify_all()
+        for job in left:
+            job.mailbox.failed(
+                EngineError("the engine was closed before this reply began")
+                if status == "closed"
+                else EngineError(f"the engine's thread ended ({error!r}); make another engine")
+            )

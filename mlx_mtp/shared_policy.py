@@ -1,0 +1,59 @@
+"""The number of drafts of rounds that several requests share, each of which may have asked for another."""
+
+from collections.abc import Callable, Sequence
+
+from mlx_mtp.pair import Pair
+from mlx_mtp.policy import Plan, Policy, make_policy
+
+
+class SharedPolicy:
+    """All rows of a round have as many drafts: the smallest number that a running request asked for, if any did.
+
+    Where all are "auto" that is what pays for them together. The text is the same for every number.
+    """
+
+    def __init__(self, pair: Pair, asked: Callable[[], Sequence[int | str]]):
+        self.parked = False
+        self.reason: str | None = None
+        self._pair, self._asked = pair, asked
+        self._policies: dict[int | str, Policy] = {}
+        self._current = self._of("auto")
+        self._is_time_known = True
+
+    def forget_time(self) -> None:
+        """The next round's time is not its own: something else was computed meanwhile."""
+        self._is_time_known = False
+
+    def plan(self, pending: int) -> Plan:
+        numbers = [asked for asked in self._asked() if isinstance(asked, int)]
+        most = min(numbers, default=pending)
+        self._current = self._of(min(numbers, default="auto"))
+        plan = self._current.plan(pending)
+        self._show()
+        return Plan(min(plan.verify, most), plan.draft)
+
+    def observe(
+        self,
+        verified: int,
+        accepted: list[int],
+        seconds: float | None,
+        *,
+        drafted: int | None = None,
+        batch: int | None = None,
+        distinct: float | None = None,
+    ) -> None:
+        own = seconds if self._is_time_known else None
+        self._is_time_known = True
+        self._current.observe(verified, accepted, own, drafted=drafted, batch=batch, distinct=distinct)
+        self._show()
+
+    def _of(self, asked: int | str) -> Policy:
+        if asked not in self._policies:
+            rounds = self._pair.rounds
+            self._policies[asked] = make_policy(
+                asked, has_drafter=self._pair.drafter is not None, fit=rounds.fit, times=rounds.times
+            )
+        return self._policies[asked]
+
+    def _show(self) -> None:
+        self.parked, self.reason = self._current.parked, self._current.reason
