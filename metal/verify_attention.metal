@@ -4,34 +4,46 @@
 // share the K/V head: row r is head r % GQA of position r / GQA, up to ROWS of them; a launch's chunks have more.
 // With a window a partition is one leaf and `attend_leaf` does all of it. Without, `weigh_leaf` leaves the weights in
 // device memory and `sum_values` takes a slice of a partition's values: so no thread needs more than 16 sums, however
-// many rows there are. `merge_partitions` ends both.
+// many rows there are. Where keys are few, a leaf is shared out to PIECES threadgroups by `score_keys`, which leaves
+// scores, and slices are narrower: how the work is shared out changes no bit. `merge_partitions` ends all three.
 // Only keys that some row sees are read, and only partitions that hold one are written.
+
+// Scores of the keys that THREADS threads hold, of which this thread has part of `place` of `leaf`; of row r they go to
+// scores[r * row_stride + place * key_stride], -inf for what the row does not see.
+template <int D, int GQA, int STAGED, int THREADS, typename Q, typename T, typename To>
+METAL_FUNC void score_rows(
+    const device Q* queries, const device T* keys, thread const Rows& rows, int leaf, int place, int heads, To scores,
+    int row_stride, int key_stride, threadgroup float* staged, uint thread_index) {
+  constexpr int lanes = lanes_of(D);
+  const int count = rows.count * GQA;
+  const int part = thread_index % lanes;
+  const int key = leaf * LEAF + place;
+  float own[D / lanes];
+  load_key<D>(keys, rows.slot(key), rows.live(key), part, own);
+  for (int low = 0; low < count; low += STAGED) {
+    const int high = min(low + STAGED, count);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    stage_queries<D, GQA, THREADS>(queries, heads * D, low, high, staged, thread_index);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (int row = low; row < high; row++) {
+      const float score = score_of<D>(own, staged + (row - low) * D, part);
+      if (part == 0) {
+        scores[row * row_stride + place * key_stride] = rows.sees(row / GQA, key) ? score : -INFINITY;
+      }
+    }
+  }
+}
 
 // Weights of a leaf, [row][key] in threadgroup memory; peak and total of row r go to tops[r * stride].
 template <int D, int GQA, int STAGED, typename Q, typename T>
 METAL_FUNC void leaf_weights(
     const device Q* queries, const device T* keys, thread const Rows& rows, int leaf, int heads, device float2* tops,
     int stride, threadgroup float* staged, threadgroup float* weights, uint lane, uint simd) {
-  constexpr int lanes = lanes_of(D);
   constexpr int threads = simdgroups_of(D) * 32;
   const int thread_index = simd * 32 + lane;
   const int count = rows.count * GQA;
-  const int place = thread_index / lanes;
-  const int key = leaf * LEAF + place;
-  float own[D / lanes];
-  load_key<D>(keys, rows.slot(key), rows.live(key), lane % lanes, own);
-  for (int low = 0; low < count; low += STAGED) {
-    const int high = min(low + STAGED, count);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    stage_queries<D, GQA, threads>(queries, heads * D, low, high, staged, thread_index);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (int row = low; row < high; row++) {
-      const float score = score_of<D>(own, staged + (row - low) * D, lane % lanes);
-      if (lane % lanes == 0) {
-        weights[row * LEAF + place] = rows.sees(row / GQA, key) ? score : -INFINITY;
-      }
-    }
-  }
+  score_rows<D, GQA, STAGED, threads>(
+      queries, keys, rows, leaf, thread_index / lanes_of(D), heads, weights, LEAF, 1, staged, thread_index);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (int low = 0; low < count; low += threads / LEAF) {
     const int row = low + thread_index / LEAF;
@@ -111,34 +123,97 @@ METAL_FUNC void weigh_leaf(
   }
 }
 
-// SLICE columns of a partition of LEAVES leaves from their weights; a thread sums one column for OWN rows. `first` says
-// that this slice also writes the partition's tops [row][parts].
-template <int D, int GQA, int ROWS, int LEAVES, int SLICE, int OWN, typename T>
-METAL_FUNC void sum_values(
-    const device T* values, const device float2* leaf_tops, const device float* leaf_weights, thread const Rows& rows,
-    int part, int parts, int slice, device float2* tops, device float* sums, threadgroup float* factors,
-    threadgroup float* staged, threadgroup float* weights, uint thread_index) {
-  constexpr int threads = ((ROWS + OWN - 1) / OWN * SLICE + 31) / 32 * 32;
-  const int base = (rows.lowest() / (LEAF * LEAVES) + part) * LEAVES;
-  if (base * LEAF > rows.highest()) {
+// The scores of one of PIECES equal parts of a leaf's keys: [leaf][key][ROWS] as `weigh_leaf` has weights.
+template <int D, int GQA, int ROWS, int STAGED, int LEAVES, int PIECES, typename Q, typename T>
+METAL_FUNC void score_keys(
+    const device Q* queries, const device T* keys, thread const Rows& rows, int heads, int place, int piece,
+    device float* scores, threadgroup float* staged, uint thread_index) {
+  constexpr int threads = simdgroups_of(D) / PIECES * 32;
+  const int leaf = rows.lowest() / (LEAF * LEAVES) * LEAVES + place;
+  if (leaf * LEAF > rows.highest() || leaf * LEAF + LEAF <= rows.lowest()) {
     return;
   }
+  score_rows<D, GQA, STAGED, threads>(
+      queries, keys, rows, leaf, piece * (LEAF / PIECES) + int(thread_index) / lanes_of(D), heads,
+      scores + size_t(place) * LEAF * ROWS, 1, ROWS, staged, thread_index);
+}
+
+// The leaves of a partition that some row sees, counted from position 0; `base` is the partition's first.
+struct Leaves {
+  int base;
+  int low;
+  int high;  // below low where there are none
+};
+
+template <int LEAVES>
+METAL_FUNC Leaves leaves_of(thread const Rows& rows, int part) {
+  const int base = (rows.lowest() / (LEAF * LEAVES) + part) * LEAVES;
+  const int high = base * LEAF > rows.highest() ? -1 : min(base + LEAVES - 1, rows.highest() / LEAF);
+  return {base, max(base, rows.lowest() / LEAF), high};
+}
+
+// Peaks and totals [leaf][ROWS] of a partition's leaves, as `weigh_leaf` left them.
+template <int GQA, int ROWS, int LEAVES, int THREADS>
+METAL_FUNC void take_tops(
+    const device float2* leaf_tops, thread const Rows& rows, Leaves leaves, threadgroup float* peaks,
+    threadgroup float* totals, uint thread_index) {
   const int count = rows.count * GQA;
-  const int low = max(base, rows.lowest() / LEAF);
-  const int high = min(base + LEAVES - 1, rows.highest() / LEAF);
-  leaf_tops += size_t(part) * LEAVES * ROWS;
-  leaf_weights += size_t(part) * LEAVES * LEAF * ROWS;
-  for (int row = thread_index; row < count; row += threads) {
+  for (int i = thread_index; i < (leaves.high - leaves.low + 1) * count; i += THREADS) {
+    const int at = (leaves.low - leaves.base + i / count) * ROWS + i % count;
+    const float2 top = leaf_tops[at];
+    peaks[at] = top.x;
+    totals[at] = top.y;
+  }
+}
+
+// The same from scores.
+template <int GQA, int ROWS, int LEAVES, int THREADS>
+METAL_FUNC void find_tops(
+    const device float* scores, thread const Rows& rows, Leaves leaves, threadgroup float* peaks,
+    threadgroup float* totals, uint thread_index) {
+  const int count = rows.count * GQA;
+  const int all = (leaves.high - leaves.low + 1) * count;
+  for (int from = 0; from < all; from += THREADS / LEAF) {
+    const int which = from + int(thread_index) / LEAF;
+    const int leaf = leaves.low - leaves.base + which / count;
+    const int row = which % count;
+    const float score = which < all ? scores[(leaf * LEAF + int(thread_index) % LEAF) * ROWS + row] : -INFINITY;
+    const float peak = peak_of_leaf(score);
+    const float total = total_of_leaf(weight_of(score, peak));
+    if (which < all && thread_index % LEAF == 0) {
+      peaks[leaf * ROWS + row] = peak;
+      totals[leaf * ROWS + row] = total;
+    }
+  }
+}
+
+// SLICE columns of a partition from its leaves' peaks and totals, which are in `factors` and `weights`, and from weights
+// or, RAW, scores [leaf][key][ROWS]; a thread sums one column for OWN rows. `peaks` is for RAW. The first slice also
+// writes the partition's tops [row][parts].
+template <int D, int GQA, int ROWS, int LEAVES, int SLICE, int OWN, int THREADS, bool RAW, typename T>
+METAL_FUNC void sum_values(
+    const device T* values, const device float* leaf_weights, thread const Rows& rows, Leaves leaves, int part,
+    int parts, int slice, device float2* tops, device float* sums, threadgroup float* peaks,
+    threadgroup float* factors, threadgroup float* staged, threadgroup float* weights, uint thread_index) {
+  static_assert(LEAVES <= LEAF, "a partition's totals take the place of a leaf's weights");
+  const int base = leaves.base, low = leaves.low, high = leaves.high;
+  const int count = rows.count * GQA;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int row = thread_index; row < count; row += THREADS) {
     float peak = -INFINITY;
     for (int leaf = low; leaf <= high; leaf++) {
-      peak = max(peak, leaf_tops[(leaf - base) * ROWS + row].x);
+      peak = max(peak, factors[(leaf - base) * ROWS + row]);
     }
     float total = 0;
     for (int leaf = low; leaf <= high; leaf++) {
-      const float2 top = leaf_tops[(leaf - base) * ROWS + row];
-      const float factor = scale_between(top.x, peak);
-      factors[(leaf - base) * ROWS + row] = factor;
-      total = fma(factor, top.y, total);
+      const int at = (leaf - base) * ROWS + row;
+      const float top = factors[at];
+      const float factor = scale_between(top, peak);
+      if (RAW) {
+        peaks[at] = top;
+      }
+      factors[at] = factor;
+      total = fma(factor, weights[at], total);
     }
     if (slice == 0) {
       tops[size_t(row) * parts + part] = float2(peak, total);
@@ -150,15 +225,17 @@ METAL_FUNC void sum_values(
   float sum[OWN] = {0};
   for (int leaf = low; leaf <= high; leaf++) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (int i = thread_index; i < LEAF * SLICE; i += threads) {
+    for (int i = thread_index; i < LEAF * SLICE; i += THREADS) {
       const int key = leaf * LEAF + i / SLICE;
       const device T* from = values + size_t(rows.slot(key)) * D + slice * SLICE + i % SLICE;
       staged[i] = rows.live(key) ? float(*from) : 0.0f;
     }
-    for (int i = thread_index; i < LEAF * count; i += threads) {
+    for (int i = thread_index; i < LEAF * count; i += THREADS) {
       const int row = i % count;
       const int at = i / count * ROWS + row;
-      weights[at] = leaf_weights[(leaf - base) * LEAF * ROWS + at] * factors[(leaf - base) * ROWS + row];
+      const int of_leaf = (leaf - base) * ROWS + row;
+      const float weight = leaf_weights[(leaf - base) * LEAF * ROWS + at];
+      weights[at] = (RAW ? weight_of(weight, peaks[of_leaf]) : weight) * factors[of_leaf];
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (int i = 0; i < LEAF; i++) {

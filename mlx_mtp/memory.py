@@ -122,6 +122,7 @@ def estimate_memory(
     if small is not None:
         own_bits = _drafter_bits(drafter_bits, formats)
         small_bytes = weight_bytes(small, formats_of_bits(own_bits, expected_tensors(small), item))
+    on_gpu = item != 4  # float32 is what only a CPU computes in; our kernels run on Metal only
     kv = kv_bytes(text, context, batch, item)
     moved = 0 if turns in (0, 1) else grown_layer_bytes(text, context, item)
     moved = (
@@ -133,9 +134,11 @@ def estimate_memory(
         kv=kv,
         checkpoints=checkpoint_bytes(text, context // TOKENS_A_TURN if turns is None else turns, item),
         prefill=max(prefill_bytes(text, min(prompt or context, context), context, item), moved),
-        rounds=round_bytes(text, context, batch, DRAFT_TOKENS if small else 0, wide=wide_sampling),
-        overhead=BASE_ON_CPU if item == 4 else BASE_ON_GPU,  # float32 is what only a CPU computes in
-        plain_rounds=round_bytes(text, context, batch, 0, wide=wide_sampling),
+        rounds=round_bytes(
+            text, context, batch, DRAFT_TOKENS if small else 0, wide=wide_sampling, kernels=on_gpu
+        ),
+        overhead=BASE_ON_GPU if on_gpu else BASE_ON_CPU,
+        plain_rounds=round_bytes(text, context, batch, 0, wide=wide_sampling, kernels=on_gpu),
     )
 
 

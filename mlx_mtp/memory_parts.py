@@ -6,8 +6,12 @@ Arithmetic on configurations only: nothing is allocated and no file is read.
 import math
 from dataclasses import dataclass, field
 
+import mlx.core as mx
+
 from mlx_mtp.attention import KEY_TILE, SCORES_PER_TILE
 from mlx_mtp.config import FULL, SLIDING, DrafterConfig, TargetConfig, TextConfig
+from mlx_mtp.kernels.operations import AttentionShape
+from mlx_mtp.kernels.verify_attention import scratch_bytes
 from mlx_mtp.prefill import CHUNK
 from mlx_mtp.quantization import QuantClaims, QuantFormat
 from mlx_mtp.quantize_plan import CHOOSER_FORMAT, CHOOSERS
@@ -126,10 +130,33 @@ def prefill_bytes(text: TextConfig, prompt: int, context: int, item: int) -> int
     return scores + chunk * item * (ARRAYS_OF_ROWS * widest + per_layer)
 
 
-def round_bytes(text: TextConfig, context: int, batch: int, drafts: int, *, wide: bool = False) -> int:
-    """Scratch of one round with so many drafts: logits and what sampling makes of them, and attention's scores."""
+def round_bytes(
+    text: TextConfig, context: int, batch: int, drafts: int, *, wide: bool = False, kernels: bool = False
+) -> int:
+    """Scratch of one round with so many drafts: logits and what sampling makes of them, and attention's scores.
+
+    kernels: whether attention may be ours, whose partitions then take the place of the scores if they are more.
+    """
     rows = batch * (drafts + 1)
     logits = 4 * rows * text.vocab_size
-    scores = 4 * rows * text.num_heads * bucket_for(context)
+    scores = ARRAYS_OF_ROUND_SCORES * 4 * rows * text.num_heads * bucket_for(context)
+    if kernels:
+        scores = max(scores, attention_scratch_bytes(text, context, batch, drafts + 1))
     arrays = ARRAYS_OF_LOGITS_WIDE if wide else ARRAYS_OF_LOGITS
-    return arrays * logits + ARRAYS_OF_ROUND_SCORES * scores
+    return arrays * logits + scores
+
+
+def attention_scratch_bytes(text: TextConfig, context: int, batch: int, rows: int) -> int:
+    """The most that our attention kernels keep of one layer while it runs, `rows` rows of each conversation.
+
+    One layer's at a time: full layers are several apart, and each of their launches reads more than a command buffer.
+    """
+    return max(
+        scratch_bytes(_attention_of(text, kind), batch, rows, bucket_for(context))
+        for kind in set(text.layer_types)
+    )
+
+
+def _attention_of(text: TextConfig, kind: str) -> AttentionShape:
+    window = text.sliding_window if kind == SLIDING else None
+    return AttentionShape(text.num_heads, text.kv_heads_of(kind), text.head_dim_of(kind), window, mx.bfloat16)

@@ -23,7 +23,13 @@ from attention_cases import (
 from mlx_mtp.attention import attend, fold_mask
 from mlx_mtp.errors import KernelError
 from mlx_mtp.kernels.operations import AttentionShape
-from mlx_mtp.kernels.verify_attention import reference, unsupported, verify_attention
+from mlx_mtp.kernels.verify_attention import (
+    leaf_pieces,
+    reference,
+    slice_width,
+    unsupported,
+    verify_attention,
+)
 from mlx_mtp.verify import positions_in_ring
 from msl.stand_in import Runner
 
@@ -110,6 +116,19 @@ def test_bits_do_not_depend_on_bucket_or_capacity(metal: Runner) -> None:
     expected = attended(known, [280], 4)
     for bucket, held in ((512, 512), (512, 1024), (2048, 2048), (284, 300)):
         assert same_bits(attended(known, [280], 4, bucket=bucket, held=held), expected), (bucket, held)
+
+
+@pytest.mark.parametrize("name", ["e2b full", "e4b drafter full", "12b full"])
+def test_bits_do_not_depend_on_how_work_is_shared_out(metal: Runner, name: str) -> None:
+    """Longer buckets have fewer threadgroups a leaf and wider slices, 4,096 rows whole leaves and the widest."""
+    known = past(GEMMA[name], 270, seed=20)
+    expected = attended(known, [257], 3, bucket=4096)
+    shared = set()
+    for bucket in (512, 1024, 2048, 4096):
+        for rows in (1, 2, 3):
+            assert same_bits(attended(known, [257], rows, bucket=bucket), expected[:rows]), (bucket, rows)
+            shared.add((leaf_pieces(512, bucket // 256, rows), slice_width(512, bucket // 256, rows)))
+    assert {(4, 8), (2, 16), (1, 32), (1, 64)} <= shared
 
 
 def test_bits_do_not_depend_on_the_phase_of_the_ring(metal: Runner) -> None:

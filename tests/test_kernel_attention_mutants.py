@@ -13,13 +13,16 @@ from msl import Fault
 from msl.stand_in import Runner
 
 RING, FULL = Heads(4, 2, 32, 24), Heads(4, 2, 32, None)
-SHAPES = {"ring": RING, "full": FULL}
+# One row of so few keys has its leaves shared out to several threadgroups, and narrow slices.
+SHORT = Heads(4, 1, 256, None)
+SHAPES = {"ring": RING, "full": FULL, "short": SHORT}
 
 
 def near(metal: Runner, shape: Heads) -> None:
     """Against float64: ragged members, wrapped rings, more positions than a chunk has."""
     known = past(shape, 320, seed=1, batch=2)
-    assert_near(attended(known, [280, 30], 3), known, [280, 30], 3)
+    for rows in (1, 3):
+        assert_near(attended(known, [280, 30], rows), known, [280, 30], rows)
     many = Heads(64, 1, 32, shape.window)
     known = past(many, 40, seed=2)
     assert_near(attended(known, [30], 3), known, [30], 3)
@@ -48,20 +51,22 @@ def poison(metal: Runner, shape: Heads) -> None:
 def traffic(metal: Runner, shape: Heads) -> None:
     """Buffer rows that nobody sees are not read."""
     known = past(shape, 300, seed=5)
-    with metal.run(count=True):
-        metal.reset()
-        attended(known, [270], 3, bucket=512)
-    seen = (min(271, shape.window or 271) + 2) * shape.kv_heads * shape.dim * 2
-    for kind in ("keys", "values"):
-        read = [done.counts.read[kind].requested for done in metal.launches if kind in done.counts.read]
-        assert sum(read) == seen, kind
+    for rows in (1, 3):
+        with metal.run(count=True):
+            metal.reset()
+            attended(known, [270], rows, bucket=512)
+        seen = (min(271, shape.window or 271) + rows - 1) * shape.kv_heads * shape.dim * 2
+        for kind in ("keys", "values"):
+            read = [done.counts.read[kind].requested for done in metal.launches if kind in done.counts.read]
+            assert sum(read) == seen, (kind, rows)
 
 
 def memory(metal: Runner, shape: Heads) -> None:
     """Nothing out of bounds, nothing raced for, nothing read before it was written; nothing compared."""
-    known = past(Heads(shape.heads * 3, 2, 32, shape.window), 320, seed=6)
+    known = past(Heads(shape.heads * 3, 2, shape.dim, shape.window), 320, seed=6)
     with metal.run(check=True):
         attended(known, [290], 3)
+        attended(known, [290], 1)
         chunk(past(shape, 300, seed=7), 250, 262)
 
 
@@ -132,7 +137,7 @@ MUTANTS = {
         VERIFY, (("next, sum * keep[i]", "next, sum"),), "near", unseen=("bits",)
     ),
     "leaves not scaled to their partition": Mutant(
-        VERIFY, (("factor = scale_between(top.x, peak)", "factor = 1"),), "near", "full"
+        VERIFY, (("factor = scale_between(top, peak)", "factor = 1"),), "near", "full"
     ),
     "partitions merged from the last to the first": Mutant(
         VERIFY,
@@ -186,7 +191,7 @@ MUTANTS = {
     ),
     "no barrier before weights are read": Mutant(
         VERIFY,
-        ((f"    }}\n  }}\n  {BARRIER}\n  for (int low", "    }\n  }\n  for (int low"),),
+        ((f"thread_index);\n  {BARRIER}\n  for (int low", "thread_index);\n  for (int low"),),
         "memory",
     ),
     "no barrier before queries are overwritten": Mutant(
@@ -203,6 +208,44 @@ MUTANTS = {
             ),
         ),
         "memory",
+    ),
+    "shared leaf: a threadgroup scores its neighbour's keys": Mutant(
+        VERIFY, (("piece * (LEAF / PIECES) +", "(piece / 2 * 2) * (LEAF / PIECES) +"),), "near", "short"
+    ),
+    "shared leaf: scores summed as weights": Mutant(
+        VERIFY, (("RAW ? weight_of(weight, peaks[of_leaf]) : weight", "weight"),), "near", "short"
+    ),
+    "shared leaf: peaks already scaled": Mutant(
+        VERIFY, (("peaks[at] = top;", "peaks[at] = factor;"),), "near", "short"
+    ),
+    "shared leaf: total of another row": Mutant(
+        VERIFY,
+        (("totals[leaf * ROWS + row] = total", "totals[leaf * ROWS + (row + 1) % count] = total"),),
+        "near",
+        "short",
+    ),
+    "shared leaf: weights rounded on the way": Mutant(
+        VERIFY,
+        (("weight_of(weight, peaks[of_leaf])", "float(bfloat(weight_of(weight, peaks[of_leaf])))"),),
+        "bits",
+        "short",
+    ),
+    "shared leaf: values of the next slice": Mutant(
+        VERIFY,
+        (("* D + slice * SLICE + i % SLICE", "* D + (slice + 1) % (D / SLICE) * SLICE + i % SLICE"),),
+        "near",
+        "short",
+    ),
+    "no barrier before tops are read": Mutant(
+        VERIFY,
+        (
+            (
+                f"rows.count * GQA;\n  {BARRIER}\n  for (int row = thread_index",
+                "rows.count * GQA;\n  for (int row = thread_index",
+            ),
+        ),
+        "memory",
+        "short",
     ),
     "chunk: heads of a tile's first position": Mutant(
         PREFILL, (("rows.sees((head + row) / GQA, key)", "rows.sees(row / GQA, key)"),), "chunk_near"

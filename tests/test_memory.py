@@ -14,7 +14,7 @@ from mlx_mtp.checkpoint import read_drafter, read_target
 from mlx_mtp.config_parse import parse_drafter_config, parse_target_config
 from mlx_mtp.errors import CheckpointError, MtpError, ParameterError
 from mlx_mtp.memory import estimate_memory
-from mlx_mtp.memory_parts import ring_bytes
+from mlx_mtp.memory_parts import attention_scratch_bytes, ring_bytes
 from mlx_mtp.published_configs import SIZES, published_drafter, published_target
 from mlx_mtp.quantize import quantize_checkpoint
 from mlx_mtp.state import capacity_for, new_kv
@@ -232,3 +232,23 @@ def test_a_live_peak_is_within_15_percent(case: str) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert abs(found["estimate / process"] - 1) <= 0.15, found
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_attention_of_ours_is_counted_where_it_may_run(size: str) -> None:
+    """On a GPU the partitions of a layer, where they are more than stock's scores; on a CPU no kernel of ours runs."""
+    text = parse_target_config(published_target(size), size).text
+    for context, batch in ((4096, 1), (131_072, 1), (32_768, 4)):
+        scratch = attention_scratch_bytes(text, context, batch, 9)
+        logits = 3 * 4 * 9 * batch * text.vocab_size
+        on_gpu = estimate_memory(size, context, batch, bits=4).rounds
+        on_cpu = estimate_memory(size, context, batch, bits=4, dtype="float32").rounds
+        assert on_gpu == max(on_cpu, logits + scratch)
+    assert on_gpu > on_cpu
+
+
+def test_attention_of_31b_at_128k() -> None:
+    """Per row and key of 32 heads: a weight, 2 sums in 256 of 512 values, an eighth of a peak and a total."""
+    text = parse_target_config(published_target("31b"), "31b").text
+    per_key = 4 * (1 + 512 / 256 + 2 / 16 + 2 / 256)
+    assert attention_scratch_bytes(text, 131_072, 1, 8) == 8 * 32 * 131_072 * per_key

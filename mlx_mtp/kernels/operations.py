@@ -45,6 +45,11 @@ class AttentionShape(NamedTuple):
     window: int | None
     dtype: mx.Dtype
 
+    @property
+    def group(self) -> int:
+        """Query heads that share a K/V head."""
+        return self.heads // self.kv_heads
+
 
 class Projected(NamedTuple):
     """A matrix with the type of the rows it is multiplied with."""

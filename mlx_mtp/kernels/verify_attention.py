@@ -12,7 +12,15 @@ import mlx.core as mx
 
 from mlx_mtp.attention import Sight, merge_heads
 from mlx_mtp.errors import KernelError
-from mlx_mtp.kernels.launch import SIMD, SMALL, Kernel
+from mlx_mtp.kernels.attention_bodies import (
+    LEAF_PASS,
+    MERGE_PASS,
+    SCORES_PASS,
+    VALUES_OF_SCORES_PASS,
+    VALUES_PASS,
+    WEIGHTS_PASS,
+)
+from mlx_mtp.kernels.launch import SIMD, SMALL
 from mlx_mtp.kernels.operations import AttentionShape
 
 DIMS = (16, 32, 64, 128, 256, 512)
@@ -21,105 +29,12 @@ LEAF = 16  # keys; metal/attention.metal has the same
 LEAVES = 16  # of a partition where there is no window
 MAX_ROWS = 128  # query heads of one K/V head times positions: what a chunk holds of them
 STAGED = 8  # rows of queries in threadgroup memory
-SLICE = 64  # columns of the values that a threadgroup sums
+SLICE, NARROWEST = 64, 4  # columns of the values that a threadgroup sums: fewer where keys are few
 MAX_SLICE_THREADS = 512
-
-ROWS = """
-    const int members = threadgroups_per_grid.y;  // batch * kv_heads
-    const int member = threadgroup_position_in_grid.y;
-    const int chunk = threadgroup_position_in_grid.z;
-    const int batch = member / sizes[4];
-    const int skipped = chunk * POSITIONS;
-    const int ring = sizes[1] > 0 ? sizes[2] : 0;
-    const Rows rows = {first[batch] + skipped, min(POSITIONS, sizes[0] - skipped), sizes[1], ring, 0};
-    const size_t folded = (size_t(chunk) * members + member) * POSITIONS * GQA;
-    const size_t buffer = size_t(member) * sizes[2] * D;
-"""
-QUERY = """
-    const size_t query = ((size_t(batch) * sizes[0] + skipped) * sizes[3] + member % sizes[4] * GQA) * D;
-    const uint lane = thread_index_in_simdgroup;
-    const uint simd = simdgroup_index_in_threadgroup;
-    threadgroup float4 words[STAGED * D / 4];
-    threadgroup float* staged = (threadgroup float*)words;
-    threadgroup float shared[POSITIONS * GQA * LEAF];
-"""
-FILES = ("attention.metal", "verify_attention.metal")
-LEAF_PASS = Kernel(
-    name="verify_attention_leaf",
-    files=FILES,
-    inputs=("queries", "keys", "values", "first", "sizes"),
-    outputs=("tops", "sums"),
-    body=ROWS
-    + QUERY
-    + """
-    const int parts = threadgroups_per_grid.x;
-    attend_leaf<D, GQA, STAGED>(
-        queries + query, keys + buffer, values + buffer, rows, sizes[3], threadgroup_position_in_grid.x, parts,
-        (device float2*)tops + folded * parts, sums + folded * parts * D, staged, shared, lane, simd);
-""",
-    indexed=("first", "sizes"),
-)
-WEIGHTS_PASS = Kernel(
-    name="verify_attention_weights",
-    files=FILES,
-    inputs=("queries", "keys", "first", "sizes"),
-    outputs=("tops", "weights"),
-    body=ROWS
-    + QUERY
-    + """
-    const size_t leaves = threadgroups_per_grid.x;
-    weigh_leaf<D, GQA, POSITIONS * GQA, STAGED, LEAVES>(
-        queries + query, keys + buffer, rows, sizes[3], threadgroup_position_in_grid.x,
-        (device float2*)tops + folded * leaves, weights + folded * leaves * LEAF, staged, shared, lane, simd);
-""",
-    indexed=("first", "sizes"),
-)
-VALUES_PASS = Kernel(
-    name="verify_attention_values",
-    files=FILES,
-    inputs=("values", "leaf_tops", "leaf_weights", "first", "sizes"),
-    outputs=("tops", "sums"),
-    body=ROWS
-    + """
-    threadgroup float factors[POSITIONS * GQA * LEAVES];
-    threadgroup float shared[POSITIONS * GQA * LEAF];
-    threadgroup float staged[LEAF * SLICE];
-    const int parts = threadgroups_per_grid.x / (D / SLICE);
-    const size_t leaves = size_t(parts) * LEAVES;
-    sum_values<D, GQA, POSITIONS * GQA, LEAVES, SLICE, OWN>(
-        values + buffer, (const device float2*)leaf_tops + folded * leaves, leaf_weights + folded * leaves * LEAF, rows,
-        threadgroup_position_in_grid.x / (D / SLICE), parts, threadgroup_position_in_grid.x % (D / SLICE),
-        (device float2*)tops + folded * parts, sums + folded * parts * D, factors, staged, shared,
-        thread_index_in_threadgroup);
-""",
-    indexed=("first", "sizes"),
-)
-MERGE_PASS = Kernel(
-    name="verify_attention_merge",
-    files=FILES,
-    inputs=("tops", "sums", "first", "sizes"),
-    outputs=("out",),
-    body="""
-    threadgroup float2 shared[WIDTH];
-    threadgroup float keep[WIDTH];
-    threadgroup float take[WIDTH];
-    const int row = threadgroup_position_in_grid.y;  // [batch][position][head]
-    const int head = row % sizes[3];
-    const int position = row / sizes[3] % sizes[0];
-    const int batch = row / sizes[3] / sizes[0];
-    const int skipped = position / POSITIONS * POSITIONS;
-    const Rows group = {first[batch] + skipped, 1, sizes[1], 0, 0};
-    const Rows own = {first[batch] + position, 1, sizes[1], 0, 0};
-    const int base = group.lowest() / PARTITION;
-    const int high = own.highest() < 0 ? -1 : min(own.highest() / PARTITION - base, sizes[5] - 1);
-    const size_t member = size_t(skipped / POSITIONS) * sizes[6] + batch * sizes[4] + head / GQA;
-    const size_t folded = ((member * POSITIONS + position - skipped) * GQA + head % GQA) * sizes[5];
-    merge_partitions<D, WIDTH>(
-        (const device float2*)tops + folded, sums + folded * D, own.lowest() / PARTITION - base, high,
-        out + size_t(row) * D, threadgroup_position_in_grid.x, shared, keep, take, thread_index_in_threadgroup);
-""",
-    indexed=("first", "sizes"),
-)
+NARROW_THREADS = 128  # what a narrow slice's threadgroup has at least: they also stage, and weigh scores
+# Full layers: a launch has at least so many threadgroups a K/V head with one row, so far as keys can be shared out.
+# Stock's 8 a query head (16 of which share a K/V head in the 12B) are no more.
+GROUPS_A_HEAD = 128
 
 
 class _Plan(NamedTuple):
@@ -214,29 +129,42 @@ def _misfit(queries: mx.array, keys: mx.array, values: mx.array, sight: Sight) -
 
 @functools.lru_cache(maxsize=256)
 def _plan(shape: AttentionShape, batch: int, positions: int, held: int, bucket: int) -> _Plan:
-    group = shape.heads // shape.kv_heads
-    per_chunk = 1 << min((positions - 1).bit_length(), (MAX_ROWS // group).bit_length() - 1)
-    if shape.window is None:
-        partition = LEAF * LEAVES
-        parts = -(-bucket // partition)
-    else:
-        partition = LEAF
-        parts = -(-(shape.window + min(positions, per_chunk) - 2) // LEAF) + 1
+    per_chunk, chunks, parts, partition = _shares(shape, positions, bucket)
     members = batch * shape.kv_heads
     sizes = [positions, shape.window or 0, held, shape.heads, shape.kv_heads, parts, members, 0]
     return _Plan(
         positions=per_chunk,
-        chunks=-(-positions // per_chunk),
+        chunks=chunks,
         parts=parts,
         partition=partition,
         template={
             "D": shape.head_dim,
-            "GQA": group,
+            "GQA": shape.group,
             "POSITIONS": per_chunk,
-            "STAGED": min(STAGED, per_chunk * group),
+            "STAGED": min(STAGED, per_chunk * shape.group),
         },
         sizes=mx.array(sizes, mx.int32),
     )
+
+
+def _shares(shape: AttentionShape, positions: int, bucket: int) -> tuple[int, int, int, int]:
+    """Positions a chunk, chunks, partitions, and keys of a partition."""
+    per_chunk = 1 << min((positions - 1).bit_length(), (MAX_ROWS // shape.group).bit_length() - 1)
+    chunks = -(-positions // per_chunk)
+    if shape.window is None:
+        return per_chunk, chunks, -(-bucket // (LEAF * LEAVES)), LEAF * LEAVES
+    return per_chunk, chunks, -(-(shape.window + min(positions, per_chunk) - 2) // LEAF) + 1, LEAF
+
+
+def scratch_bytes(shape: AttentionShape, batch: int, positions: int, bucket: int) -> int:
+    """What a call has in memory beside its inputs and its result: tops and sums of partitions, weights of leaves."""
+    per_chunk, chunks, parts, partition = _shares(shape, positions, bucket)
+    rows = batch * shape.kv_heads * chunks * per_chunk * shape.group
+    partitions = 4 * math.prod(_tops(rows, parts)) + 4 * rows * parts * shape.head_dim
+    if shape.window is not None:
+        return partitions
+    tops = leaf_pieces(shape.head_dim, parts, per_chunk) == 1  # otherwise what leaves give is scores alone
+    return partitions + 4 * rows * parts * partition + tops * 4 * math.prod(_tops(rows, parts * LEAVES))
 
 
 def _leaf_partitions(
@@ -258,24 +186,36 @@ def _leaf_partitions(
 def _whole_partitions(
     plan: _Plan, queries: mx.array, keys: mx.array, values: mx.array, first: mx.array
 ) -> list[mx.array]:
-    """The same of partitions of LEAVES leaves: weights of every leaf first, then slices of the values."""
+    """The same of partitions of LEAVES leaves: weights or scores of every leaf first, then slices of the values."""
     members, rows, dim = keys.shape[0] * keys.shape[1], plan.positions * plan.template["GQA"], keys.shape[3]
-    leaves = plan.parts * LEAVES
-    tops, weights = WEIGHTS_PASS(
-        [queries, keys, first, plan.sizes],
-        template={**plan.template, "LEAVES": LEAVES},
-        groups=(leaves, members, plan.chunks),
-        threads=(leaf_threads(dim), 1, 1),
-        shapes=[_tops(plan.chunks, members, leaves, rows), (plan.chunks, members, leaves, LEAF, rows)],
-        dtypes=[mx.float32, mx.float32],
-    )
-    width, own = min(SLICE, dim), rows_of_thread(rows)
+    pieces, width = leaf_pieces(dim, plan.parts, plan.positions), slice_width(dim, plan.parts, plan.positions)
+    leaves, template = plan.parts * LEAVES, {**plan.template, "LEAVES": LEAVES}
+    weights_shape = (plan.chunks, members, leaves, LEAF, rows)
+    if pieces > 1:
+        of_leaves = SCORES_PASS(
+            [queries, keys, first, plan.sizes],
+            template={**template, "PIECES": pieces},
+            groups=(leaves * pieces, members, plan.chunks),
+            threads=(leaf_threads(dim) // pieces, 1, 1),
+            shapes=[weights_shape],
+            dtypes=[mx.float32],
+        )
+    else:
+        of_leaves = WEIGHTS_PASS(
+            [queries, keys, first, plan.sizes],
+            template=template,
+            groups=(leaves, members, plan.chunks),
+            threads=(leaf_threads(dim), 1, 1),
+            shapes=[_tops(plan.chunks, members, leaves, rows), weights_shape],
+            dtypes=[mx.float32, mx.float32],
+        )
+    own, threads = slice_threads(rows, width, is_narrow=width < min(SLICE, dim))
     folded = (plan.chunks, members, rows, plan.parts)
-    return VALUES_PASS(
-        [values, tops, weights, first, plan.sizes],
-        template={**plan.template, "LEAVES": LEAVES, "SLICE": width, "OWN": own},
+    return (VALUES_OF_SCORES_PASS if pieces > 1 else VALUES_PASS)(
+        [values, *of_leaves, first, plan.sizes],
+        template={**template, "SLICE": width, "OWN": own, "THREADS": threads},
         groups=(plan.parts * dim // width, members, plan.chunks),
-        threads=(-(-rows // own * width // SIMD) * SIMD, 1, 1),
+        threads=(threads, 1, 1),
         shapes=[_tops(*folded), (*folded, dim)],
         dtypes=[mx.float32, mx.float32],
     )
@@ -291,9 +231,26 @@ def leaf_threads(dim: int) -> int:
     return max(SIMD, dim // 2)
 
 
-def rows_of_thread(rows: int) -> int:
-    """How many rows' sums a thread of `sum_values` has: few while the threadgroup stays within its limit."""
-    own = min(4, rows)
-    while -(-rows // own) * SLICE > MAX_SLICE_THREADS:
+def leaf_pieces(dim: int, parts: int, positions: int) -> int:
+    """Threadgroups that share a leaf's keys, at least a simdgroup each, where `parts` partitions have few leaves."""
+    pieces = 1
+    while pieces * SIMD < leaf_threads(dim) and parts * LEAVES * pieces * positions < GROUPS_A_HEAD:
+        pieces *= 2
+    return pieces
+
+
+def slice_width(dim: int, parts: int, positions: int) -> int:
+    """Columns of a slice. Each reads all weights of its partition: the more rows, the fewer and wider slices."""
+    width = min(SLICE, dim)
+    while width > NARROWEST and parts * dim // width * positions < GROUPS_A_HEAD:
+        width //= 2
+    return width
+
+
+def slice_threads(rows: int, width: int, *, is_narrow: bool) -> tuple[int, int]:
+    """How many rows' sums a thread of `sum_values` has, and how many threads there are."""
+    own = 1 if is_narrow else min(4, rows)
+    while -(-rows // own) * width > MAX_SLICE_THREADS:
         own *= 2
-    return own
+    threads = -(-rows // own * width // SIMD) * SIMD
+    return own, max(threads, NARROW_THREADS) if is_narrow else threads
