@@ -73,62 +73,6 @@ METAL_FUNC ulong best_of_lanes(ulong item) {
   return item;
 }
 
-// Writes 64 items to `to`, best first; `picked` holds them in any order. One simdgroup.
-METAL_FUNC void write_sorted(const threadgroup ulong* picked, device ulong* to, uint lane) {
-  for (int i = lane; i < BEST; i += 32) {
-    const ulong item = picked[i];
-    int better = 0;
-    for (int j = 0; j < BEST; j++) {
-      better += picked[j] > item;
-    }
-    to[better] = item;
-  }
-}
-
-// One simdgroup: the best 64 of 32 * OWN logits of neighbouring tokens from first_id on. They are overwritten.
-template <int OWN>
-METAL_FUNC void write_best(threadgroup float* logits, uint first_id, device ulong* to, uint lane) {
-  static_assert(32 * OWN * sizeof(float) >= BEST * sizeof(ulong), "64 items take the place of the logits");
-  uint orders[OWN];
-  for (int i = 0; i < OWN; i++) {
-    orders[i] = order_of(logits[lane * OWN + i]);
-  }
-  // The largest edge that at least 64 of them reach, bit by bit from the top; exactly 64 is enough.
-  uint edge = 0;
-  int reached = 32 * OWN;
-  for (uint bit = 0x80000000u; bit != 0 && reached != BEST; bit >>= 1) {
-    int own = 0;
-    for (int i = 0; i < OWN; i++) {
-      own += orders[i] >= (edge | bit);
-    }
-    const int all = simd_sum(own);
-    if (all >= BEST) {
-      edge |= bit;
-      reached = all;
-    }
-  }
-  int above = 0, level = 0;
-  for (int i = 0; i < OWN; i++) {
-    above += orders[i] > edge;
-    level += orders[i] == edge;
-  }
-  // Of those level with the edge the lowest ids: those of earlier lanes first.
-  const int open = BEST - simd_sum(above) - simd_prefix_exclusive_sum(level);
-  int levels = clamp(open, 0, level);
-  int place = simd_prefix_exclusive_sum(above + levels);
-  threadgroup ulong* picked = (threadgroup ulong*)logits;
-  simdgroup_barrier(mem_flags::mem_threadgroup);  // every lane has read its logits
-  for (int i = 0; i < OWN; i++) {
-    const bool is_level = orders[i] == edge && levels > 0;
-    levels -= is_level;
-    if (orders[i] > edge || is_level) {
-      picked[place++] = item_of(orders[i], first_id + lane * OWN + i);
-    }
-  }
-  simdgroup_barrier(mem_flags::mem_threadgroup);
-  write_sorted(picked, to, lane);
-}
-
 // pcg3d (Jarzynski and Olano, JCGT 9(3), 2020) of seed, position and token.
 METAL_FUNC uint hash_bits(uint seed, uint position, uint token) {
   uint3 v = uint3(seed, position, token) * 1664525u + 1013904223u;

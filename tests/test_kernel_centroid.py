@@ -79,6 +79,9 @@ def test_the_published_sizes(metal, sampling):
     row = rows_of(1, 1, 256, seed=5, dtype=mx.bfloat16)
     how = choice([sampling], head, seed=6)
     assert centroid_head(*head, row, *how)[0].tolist() == reference(*head, row, *how)[0].tolist()
+    # Fewer than stock's 256 and 512 threadgroups of 64 threads: docs/kernels-products.md says why.
+    first = metal.launches[0]
+    assert (first.threadgroups, first.threads) == (32, 32 * 512)
 
 
 def test_the_same_draft_in_a_batch_and_in_any_order_of_threads(metal):

@@ -6,10 +6,11 @@ import pytest
 
 from head_cases import GEMMA, GREEDY, NARROW, choice_of, head_with, rows_of
 from mlx_mtp.errors import KernelError
-from mlx_mtp.kernels.choose import choose_of_lists
-from mlx_mtp.kernels.head_choose import PART, best_of_parts, head_choose, reference, unsupported
+from mlx_mtp.kernels import launch
+from mlx_mtp.kernels.head_choose import NEIGHBOURS, best_of_groups, head_choose, reference, unsupported
 from mlx_mtp.kernels.verify_gemm import verify_gemm
 from mlx_mtp.kernels.verify_qmm import verify_qmm
+from mlx_mtp.published_configs import SIZES, published_drafter, published_target
 from mlx_mtp.sampling import Sampling, choose, sampler_class
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 from qmm_cases import quantised
@@ -26,14 +27,20 @@ def matrix(columns: int, depth: int, bits: int, *, seed: int, dtype: mx.Dtype = 
 
 
 def items(weight: Weight, cap: float | None, x: mx.array, choice, tile: int | None = None) -> np.ndarray:
-    return np.array(best_of_parts(weight, cap, x, choice.sampling, choice.sampler, tile))
+    """What the first launch leaves of every row: [B * M, groups, 2], items and second best orders."""
+    best, seconds = best_of_groups(weight, cap, x, choice.sampling, tile)
+    return np.stack([np.array(best), np.array(seconds).astype(np.uint64)], axis=-1)
 
 
-def decoded(lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Items -> the logits they rank by and token ids."""
-    order = (lists >> np.uint64(32)).astype(np.uint32)
-    bits = np.where(order >> 31, order ^ np.uint32(1 << 31), ~order)
-    return bits.view(np.float32), ~lists.astype(np.uint32)
+def logit_of(order: np.ndarray) -> np.ndarray:
+    order = order.astype(np.uint32)
+    return np.where(order >> 31, order ^ np.uint32(1 << 31), ~order).view(np.float32)
+
+
+def decoded(lists: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Items -> the logits they rank by, token ids, and the second best logits."""
+    best, seconds = lists[..., 0], lists[..., 1]
+    return logit_of(best >> np.uint64(32)), ~best.astype(np.uint32), logit_of(seconds)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -55,24 +62,25 @@ def test_tokens_are_those_of_the_reference(metal, batch, bits, dtype):
 
 @pytest.mark.parametrize("bits, cap", [(4, None), (16, None), (4, 2.5)])
 def test_logits_have_the_bits_of_the_product(metal, bits, cap):
-    """What the lists rank by, against verify_qmm and verify_gemm on the same rows: best 64 of each part, sorted.
+    """What groups rank by, against verify_qmm and verify_gemm on the same rows: the best token and the second logit.
 
     A low cap bends all logits, and rounds after each of its three operations as stock MLX does.
     """
-    weight = matrix(2 * PART + 100, 192, bits, seed=4)
+    weight = matrix(1124, 192, bits, seed=4)  # the last group has four tokens
     x = rows_of(1, 5, 192, seed=5, dtype=mx.bfloat16)
     choice = choice_of([Sampling(1.0, top_k=64)], 5, seed=6, vocab_size=weight.shape[0])
-    logits, ids = decoded(items(weight, cap, x, choice))
+    logits, ids, seconds = decoded(items(weight, cap, x, choice))
     product = verify_qmm(weight, x) if isinstance(weight, QuantizedWeight) else verify_gemm(weight, x)
     if cap is not None:
         product = mx.tanh(product / cap) * cap
     full = np.array(product.astype(mx.float32))[0]
-    for row in range(5):
-        for part in range(3):
-            own = full[row, part * PART : (part + 1) * PART]
-            best = np.argsort(-own, kind="stable")[:64]  # equal logits: the lower id first
-            assert ids[row, part].tolist() == (best + part * PART).tolist()
-            assert logits[row, part].tolist() == own[best].tolist()
+    padded = np.pad(full, ((0, 0), (0, -len(full[0]) % NEIGHBOURS)), constant_values=-np.inf)
+    groups = padded.reshape(5, -1, NEIGHBOURS)
+    assert (
+        ids == groups.argmax(-1) + NEIGHBOURS * np.arange(groups.shape[1])
+    ).all()  # the lower id of equal ones
+    ranked = np.sort(groups, axis=-1)
+    assert (logits == ranked[..., -1]).all() and (seconds == ranked[..., -2]).all()
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, NARROW])
@@ -126,27 +134,27 @@ def test_draws_are_those_of_choose_at_many_positions(metal):
 
 
 def test_equal_logits_go_to_the_lower_id(metal):
-    """In a list's edge, between lists, and for the greedy choice; 0 equals -0."""
-    logits = np.full(3 * PART, -1.0, np.float32)
-    logits[[5, 700, 1400]] = 2.0
+    """In a group, between groups, at the edge of the best 64, and for the greedy choice; 0 equals -0."""
+    logits = np.full(1536, -1.0, np.float32)
+    logits[[5, 7, 700, 1400]] = 2.0
     logits[20:120] = 1.0
-    logits[30] = 1.0
     weight, x = head_with(logits)
     greedy = choice_of([GREEDY], 1, seed=15, vocab_size=len(logits))
     assert head_choose(weight, None, x, *greedy)[0].item() == 5
-    drawn = choice_of([Sampling(1.0, top_k=64)], 1, seed=15, vocab_size=len(logits))
-    _, ids = decoded(items(weight, None, x, drawn))
-    assert ids[0, 0].tolist() == [5, *range(20, 83)]
+    wide = mx.broadcast_to(x, (1, 400, 32))
+    drawn = choice_of([Sampling(5.0, top_k=64)], 400, seed=15, vocab_size=len(logits))
+    tokens = set(head_choose(weight, None, wide, *drawn)[0][0].tolist())
+    assert tokens <= {5, 7, 700, 1400, *range(20, 80)} and len(tokens) > 50
     # In float16 these products round to 0 and -0.
     weight, x = head_with(np.where(np.arange(600) == 300, 1e-4, -1e-4).astype(np.float32))
     weight, x = DenseWeight(weight.weight.astype(mx.float16)), (1e-4 * x).astype(mx.float16)
     assert head_choose(weight, None, x, *choice_of([GREEDY], 1, seed=16, vocab_size=600))[0].item() == 0
 
 
-@pytest.mark.parametrize("spread", [1, 8, 64, 512])
+@pytest.mark.parametrize("spread", [1, 2, 7, 8, 64, 512])
 def test_the_best_64_are_found_wherever_they_lie(metal, spread):
-    """All in one part, or one in each: what the merge may leave out it must not need."""
-    logits = np.random.default_rng(17).normal(0, 1e-3, 63 * spread + PART).astype(np.float32)
+    """All in eight groups, or one in each: groups that are not looked into must not matter."""
+    logits = np.random.default_rng(17).normal(0, 1e-3, 63 * spread + 515).astype(np.float32)
     best = np.arange(64) * spread
     logits[best] = 25 + 0.01 * np.random.default_rng(18).permutation(64)
     weight, x = head_with(logits)
@@ -176,7 +184,7 @@ def test_a_row_with_nothing_sound_to_choose_is_not_valid(metal, sampling, logit,
 
 
 def test_weights_are_read_once_and_logits_are_not_written(metal):
-    """Eight rows read what one reads; what is written is the lists, a fraction of the logits."""
+    """Eight rows read what one reads; 12 bytes a group are written. As many threadgroups as stock's qmv has."""
     weight = quantised(2048, 256, seed=21)
     choice = choice_of([GEMMA], 8, seed=22, vocab_size=2048)
     x = rows_of(1, 8, 256, seed=23, dtype=mx.bfloat16)
@@ -186,13 +194,56 @@ def test_weights_are_read_once_and_logits_are_not_written(metal):
         with metal.run(count=True):
             head_choose(weight, CAP, x[:, :rows], choice.positions[:, :rows], *choice[1:])
         counts = metal.counts["head_qmm"]
-        parts = [counts.read[name].by_threadgroup for name in ("words", "scales", "biases")]
-        read.append(sum(parts))
+        read.append(sum(counts.read[name].by_threadgroup for name in ("words", "scales", "biases")))
         assert counts.read["words"].distinct == counts.read["words"].requested == weight.weight.nbytes
-        assert counts.written["items"].distinct == rows * 4 * 64 * 8
-        assert counts.threadgroups == 4
+        assert counts.written["items"].distinct + counts.written["seconds"].distinct == rows * 2048 // 8 * 12
+        assert counts.threadgroups == 2048 // 8
     assert read[1] <= 1.02 * read[0]
-    assert metal.accumulators("head_qmm") <= 24
+    for kernel in ("head_qmm", "choose_qmm"):
+        assert metal.accumulators(kernel) <= 24
+        assert max(done.threadgroup_bytes for done in metal.launches if done.kernel == kernel) <= 16_384
+
+
+@pytest.mark.parametrize("spread", [1, 8, 9])
+def test_a_draw_reads_few_weights_again(metal, spread):
+    """Only of groups whose second best logit may be among the best 64, and never of more than 64 groups."""
+    logits = np.zeros(8192, np.float32)
+    logits[np.arange(64) * spread] = 10 + np.arange(64)
+    weight, x = head_with(logits)
+    choice = choice_of([GEMMA], 1, seed=36, vocab_size=8192)
+    with metal.run(count=True):
+        head_choose(weight, None, x, *choice)
+    read = metal.counts["choose_gemm"].read["table"]
+    assert read.distinct == {1: 64, 8: 0, 9: 0}[spread] * 8 * 32 * 4
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_as_many_threadgroups_as_stock_for_every_size(monkeypatch, size):
+    """Stock's qmv and gemv: 8 columns a threadgroup, and of the head's launch as many simdgroups."""
+    launched = []
+
+    def recorder(name, **made):
+        def call(*, grid, threadgroup, output_shapes, output_dtypes, **given):
+            launched.append((name, grid[0] * grid[1] // threadgroup[0], threadgroup[0]))
+            return [mx.zeros(s, d) for s, d in zip(output_shapes, output_dtypes, strict=True)]
+
+        return call
+
+    monkeypatch.setattr(mx.fast, "metal_kernel", recorder)
+    configs = [published_target(size)["text_config"], published_drafter(size)["text_config"]]
+    for config in configs:
+        depth, tokens = config["hidden_size"], config["vocab_size"]
+        for bits in (4, 8):
+            words = mx.zeros((tokens, depth * bits // 32), mx.uint32)
+            scales = mx.zeros((tokens, depth // 64), mx.bfloat16)
+            weight = QuantizedWeight(words, scales, scales, 64, bits, "affine", mx.bfloat16)
+            for sampling in (GREEDY, GEMMA):
+                launched.clear()
+                choice = choice_of([sampling], 1, seed=37, vocab_size=8)
+                head_choose(weight, CAP, mx.zeros((1, 1, depth), mx.bfloat16), *choice)
+                (_, groups, threads), (_, merges, _) = launched
+                assert groups >= tokens // 8 == 32_768 and threads == 64 and merges == 1
+    launch._made.cache_clear()
 
 
 def test_what_it_does_not_compute_is_said_and_refused(metal):
@@ -223,7 +274,7 @@ def test_what_it_does_not_compute_is_said_and_refused(metal):
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_real_depths_for_every_number_of_rows(metal, depth, bits):
     """Cut vocabularies, ragged; 1 to 72 rows, each with the bits it has alone."""
-    weight = matrix(PART + 77, depth, bits, seed=29)
+    weight = matrix(589, depth, bits, seed=29)
     counts = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 20, 40, 72)
     x = rows_of(1, 72, depth, seed=30, dtype=mx.bfloat16)
     for sampling in (GREEDY, GEMMA):
@@ -235,18 +286,26 @@ def test_real_depths_for_every_number_of_rows(metal, depth, bits):
             for row, own in zip((0, 1, 8, 15, 16, 39, 71), alone, strict=True):
                 if row < rows:
                     assert np.array_equal(lists[row], own)
-        tokens, _ = choose_of_lists(mx.array(lists), *choice)
+        tokens, _ = head_choose(weight, CAP, x, *choice)
         # The reference adds in another order: a token may differ where two logits are a rounding apart.
         assert (tokens == expected).sum().item() >= 70
 
 
 @pytest.mark.slow
 def test_the_real_vocabulary(metal):
-    """512 lists of a row, as many as the merge takes."""
+    """As many groups as the second launch takes. Weight bytes of eight rows over those of one, both launches."""
     weight = quantised(262_144, 256, seed=32)
-    x = rows_of(1, 4, 256, seed=33, dtype=mx.bfloat16)
+    x = rows_of(1, 8, 256, seed=33, dtype=mx.bfloat16)
     for sampling in (GREEDY, GEMMA):
-        choice = choice_of([sampling], 4, seed=34, vocab_size=262_144)
-        assert (
-            head_choose(weight, CAP, x, *choice)[0].tolist() == reference(weight, CAP, x, *choice)[0].tolist()
-        )
+        choice = choice_of([sampling], 8, seed=34, vocab_size=262_144)
+        read = []
+        for rows in (1, 8):
+            metal.reset()
+            with metal.run(count=True):
+                tokens, _ = head_choose(weight, CAP, x[:, :rows], choice.positions[:, :rows], *choice[1:])
+            counts = [done.counts.read for done in metal.launches]
+            arrays = ("words", "scales", "biases")
+            read.append(sum(own[name].distinct for own in counts for name in arrays if name in own))
+            assert metal.launches[0].threadgroups == 262_144 // 8
+        assert read[1] <= 1.02 * read[0]
+        assert tokens.tolist() == reference(weight, CAP, x, *choice)[0].tolist()

@@ -9,6 +9,7 @@ from mlx_mtp.sampling import MAX_CANDIDATES, SamplerClass
 
 MAX_LISTS = 512  # a thread each
 THREADS = (512, 1, 1)
+SETTINGS = ("temperature", "top_k", "top_p", "min_p")  # of a batch member
 ROW = """
     const uint row = threadgroup_position_in_grid.x;
     const uint worker = thread_index_in_threadgroup;
@@ -37,9 +38,9 @@ GREEDY = Kernel(
 DRAWN = Kernel(
     name="choose_drawn",
     files=("choose.metal",),
-    inputs=("items", "counts", "positions", "seed", "temperature", "top_k", "top_p", "min_p"),
+    inputs=("items", "counts", "positions", "seed", *SETTINGS),
     outputs=("token", "valid"),
-    indexed=("counts", "positions", "seed", "temperature", "top_k", "top_p", "min_p"),
+    indexed=("counts", "positions", "seed", *SETTINGS),
     body=ROW
     + """
     threadgroup ulong heads[MERGE_THREADS];
@@ -84,7 +85,7 @@ def choose_of_lists(
     counts = _counts(lists, positions.shape[1])
     inputs = [items, counts]
     if not sampler.greedy:
-        inputs += [positions, seed, *(sampling[name] for name in ("temperature", "top_k", "top_p", "min_p"))]
+        inputs += [positions, seed, *(sampling[name] for name in SETTINGS)]
     token, valid = (GREEDY if sampler.greedy else DRAWN)(
         inputs,
         template={},

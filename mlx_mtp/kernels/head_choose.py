@@ -13,8 +13,9 @@ from mlx_mtp.sampling import MAX_CANDIDATES, SamplerClass
 from mlx_mtp.sampling import choose as choose_stock
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
-PART = 512  # tokens of a threadgroup: a list each
-SIMDGROUPS = 16
+NEIGHBOURS = 8  # tokens of a threadgroup, as many as stock's product has
+SIMDGROUPS = 2
+MAX_TOKENS = 262_144  # the second launch's 512 threads see 64 groups each
 MAX_ROWS = 12  # that share one reading of the weights: 24 sums a thread at two columns
 FOUR_COLUMNS_ROWS = 6  # with so many rows, four columns have 24 sums
 
@@ -39,8 +40,8 @@ def unsupported(weight: Weight, dtype: mx.Dtype, sampler: SamplerClass) -> str |
     """Why stock operations choose from this matrix's logits, or None where the kernel does."""
     reason = product_unsupported(weight, dtype)
     tokens = weight.shape[0]
-    if reason is None and not MAX_CANDIDATES <= tokens <= PART * choose.MAX_LISTS:
-        reason = f"a vocabulary must have {MAX_CANDIDATES} to {PART * choose.MAX_LISTS} tokens, got {tokens}"
+    if reason is None and not MAX_CANDIDATES <= tokens <= MAX_TOKENS:
+        reason = f"a vocabulary must have {MAX_CANDIDATES} to {MAX_TOKENS} tokens, got {tokens}"
     return reason or choose.unsupported(sampler)
 
 
@@ -68,25 +69,25 @@ def head_choose(
         reason = f"a tile must have 1 to {MAX_ROWS} rows, got {tile}"
     if reason is not None:
         raise KernelError(f"head_choose: {reason}; take stock operations")
-    items = best_of_parts(weight, cap, hidden, sampling, sampler, tile)
-    return choose.choose_of_lists(items, positions, seed, sampling, sampler)
+    items, seconds = best_of_groups(weight, cap, hidden, sampling, tile)
+    if sampler.greedy:
+        return choose.choose_of_lists(items[..., None], positions, seed, sampling, sampler)
+    return _draw(weight, cap, hidden, items, seconds, positions, seed, sampling)
 
 
-def best_of_parts(
-    weight: Weight,
-    cap: float | None,
-    hidden: mx.array,
-    sampling: dict[str, mx.array],
-    sampler: SamplerClass,
-    tile: int | None,
-) -> mx.array:
-    """The first launch: hidden [B, M, H] -> the best logits of each part of the vocabulary, [B * M, parts, kept]."""
+def best_of_groups(
+    weight: Weight, cap: float | None, hidden: mx.array, sampling: dict[str, mx.array], tile: int | None
+) -> list[mx.array]:
+    """The first launch: hidden [B, M, H] -> the best item of each group of eight tokens, [B * M, groups] uint64.
+
+    And the order of its second best logit, [B * M, groups] uint32.
+    """
     batch, each, depth = hidden.shape
     rows, tokens = batch * each, weight.shape[0]
     tile = tile or math.ceil(rows / math.ceil(rows / MAX_ROWS))
-    parts, kept = math.ceil(tokens / PART), choose.kept(sampler)
+    groups = math.ceil(tokens / NEIGHBOURS)
     skinny, arrays, template = stored(weight)
-    (items,) = _kernel(skinny)(
+    return _group_kernel(skinny)(
         [
             hidden.reshape(rows, depth),
             *arrays,
@@ -99,15 +100,48 @@ def best_of_parts(
             "T": hidden.dtype,
             "ROWS": tile,
             "COLUMNS": 4 if tile <= FOUR_COLUMNS_ROWS else 2,
-            "KEPT": kept,
             "CAPPED": cap is not None,
         },
-        groups=(math.ceil(rows / tile), parts, 1),
+        groups=(math.ceil(rows / tile), groups, 1),
         threads=(SIMDGROUPS * SIMD, 1, 1),
-        shapes=[(rows, parts, kept)],
-        dtypes=[mx.uint64],
+        shapes=[(rows, groups), (rows, groups)],
+        dtypes=[mx.uint64, mx.uint32],
     )
-    return items
+
+
+def _draw(
+    weight: Weight,
+    cap: float | None,
+    hidden: mx.array,
+    items: mx.array,
+    seconds: mx.array,
+    positions: mx.array,
+    seed: mx.array,
+    sampling: dict[str, mx.array],
+) -> tuple[mx.array, mx.array]:
+    """The second launch where some row is drawn: the best 64 tokens of the groups, and one of them."""
+    batch, each, depth = hidden.shape
+    rows = batch * each
+    skinny, arrays, template = stored(weight)
+    token, valid = _draw_kernel(skinny)(
+        [
+            hidden.reshape(rows, depth),
+            *arrays,
+            items,
+            seconds,
+            _sizes(rows, weight.shape[0], depth, each),
+            _cap(cap),
+            positions,
+            seed,
+            *(sampling[name] for name in choose.SETTINGS),
+        ],
+        template={**template, "T": hidden.dtype, "CAPPED": cap is not None},
+        groups=(rows, 1, 1),
+        threads=choose.THREADS,
+        shapes=[(rows,), (rows,)],
+        dtypes=[mx.uint32, mx.bool_],
+    )
+    return token.reshape(positions.shape), valid.reshape(positions.shape)
 
 
 def product_reference(weight: Weight, x: mx.array) -> mx.array:
@@ -137,24 +171,70 @@ def stored(weight: Weight) -> tuple[Skinny, list[mx.array], dict[str, int | mx.D
 
 
 @functools.cache
-def _kernel(skinny: Skinny) -> Kernel:
+def _group_kernel(skinny: Skinny) -> Kernel:
     return Kernel(
         name=skinny.name.replace("verify", "head"),
         files=("skinny.metal", *skinny.files, "choose.metal", "head_choose.metal"),
         inputs=("x", *skinny.arrays, "sizes", "cap", "temperature"),
-        outputs=("items",),
+        outputs=("items", "seconds"),
         indexed=("sizes", "cap", "temperature"),
         body=f"""
-    threadgroup float logits[ROWS * PART];
+    threadgroup float logits[ROWS * NEIGHBOURS];
     const uint lane = thread_index_in_simdgroup;
     const int depth = sizes[2];
     const {skinny.weights};
     const int first_row = threadgroup_position_in_grid.x * ROWS;
     const int row = min(first_row + int(lane) / COLUMNS, sizes[0] - 1);
-    const float heat = KEPT == 1 ? 0.0f : temperature[row / sizes[3]];
-    head_part<ROWS, COLUMNS, KEPT, CAPPED>(
-        x, weights, items, sizes[0], sizes[1], depth, first_row, threadgroup_position_in_grid.y,
+    const float heat = temperature[row / sizes[3]];
+    head_group<ROWS, COLUMNS, CAPPED>(
+        x, weights, items, seconds, sizes[0], sizes[1], depth, first_row, threadgroup_position_in_grid.y,
         threadgroups_per_grid.y, cap[0], heat > 0.0f ? heat : 1.0f, logits, lane, simdgroup_index_in_threadgroup);
+""",
+    )
+
+
+@functools.cache
+def _draw_kernel(skinny: Skinny) -> Kernel:
+    return Kernel(
+        name=skinny.name.replace("verify", "choose"),
+        files=("skinny.metal", *skinny.files, "choose.metal", "head_choose.metal"),
+        inputs=(
+            "x",
+            *skinny.arrays,
+            "items",
+            "seconds",
+            "sizes",
+            "cap",
+            "positions",
+            "seed",
+            *choose.SETTINGS,
+        ),
+        outputs=("token", "valid"),
+        indexed=("sizes", "cap", "positions", "seed", *choose.SETTINGS),
+        body=f"""{choose.ROW}
+    threadgroup ulong found[MERGE_THREADS];
+    threadgroup uint order[BEST];
+    threadgroup int tallies[2 * MERGE_THREADS / 32];
+    threadgroup atomic_uint filled[1];
+    threadgroup ulong picked[BEST];
+    threadgroup ulong best[BEST];
+    threadgroup float odds[BEST];
+    const int depth = sizes[2];
+    const {skinny.weights};
+    const uint member = row / sizes[3];
+    const Draw draw = {{
+        seed[member], uint(positions[row]), temperature[member], top_k[member], top_p[member], min_p[member]}};
+    const int groups = (sizes[1] + NEIGHBOURS - 1) / NEIGHBOURS;
+    best_of_groups<CAPPED>(
+        x + size_t(row) * depth, weights, items + size_t(row) * groups, seconds + size_t(row) * groups, sizes[1], depth,
+        groups, cap[0], draw.temperature > 0.0f ? draw.temperature : 1.0f, found, order, tallies, filled, picked, best,
+        worker, lane, simdgroup_index_in_threadgroup);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    const ulong chosen = drawn_item(best, draw, odds, picked, worker, lane);
+    if (worker == 0) {{
+      token[row] = id_of(chosen);
+      valid[row] = is_valid(best[0]);
+    }}
 """,
     )
 
