@@ -28,6 +28,8 @@ MEANING = {
     KERNEL_RESULTS: "which Metal kernels passed and won on this chip, found again when removed",
     LAST_MODEL: "the model used last",
     PROFILES: "how long rounds take with each model here, found again when removed",
+    "chat-history": "lines typed into chat; mlx-mtp chat --no-history keeps none",
+    "conversations": "conversations, for /resume",
     "quantized": "quantised copies of models, made again when removed",
 }
 

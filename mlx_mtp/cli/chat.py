@@ -1,20 +1,26 @@
 """`mlx-mtp chat`: a conversation in the terminal."""
 
+import sys
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from mlx_mtp.cli import options
+from mlx_mtp.cli.chat_commands import Leave, OtherModel, go_on_with, obey, usual_view
 from mlx_mtp.cli.commands import HELP, Command, Message, read_line
 from mlx_mtp.cli.first_choice import choose_model, remember
 from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.json_turns import JsonTurns
 from mlx_mtp.cli.kernel_tests import KernelTests
 from mlx_mtp.cli.line_editor import ReadLine, line_reader
-from mlx_mtp.cli.opening import opened, opening
+from mlx_mtp.cli.opening import Opening, opened, opening
 from mlx_mtp.cli.session import Session
-from mlx_mtp.cli.status import figures_table
+from mlx_mtp.cli.stdin_text import argument_text, piped_text
+from mlx_mtp.cli.talk import Talk
 from mlx_mtp.cli.terminal import say
-from mlx_mtp.errors import MtpError
+from mlx_mtp.cli.transcripts import conversation_path, kept_conversations, new_name
+from mlx_mtp.errors import MtpError, ParameterError
 
 REPLY_TOKENS = 4096
 
@@ -26,6 +32,9 @@ def chat(
             metavar="[MODEL]",
             help=f"{options.MODEL_HELP} Without it: the one used last, or one that suits this machine.",
         ),
+    ] = "",
+    prompt: Annotated[
+        str, typer.Argument(metavar="[PROMPT]", help="The first message; with piped text: the only one.")
     ] = "",
     drafter: options.Drafter = "auto",
     quantize: options.Quantize = None,
@@ -46,8 +55,24 @@ def chat(
     stop: options.Stop = None,
     system: options.System = None,
     thinking: options.Thinking = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Show answers as they are, not as Markdown.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the conversation kept last.")] = False,
+    history: Annotated[
+        bool,
+        typer.Option("--history/--no-history", help="Keep typed lines and conversations for the next time."),
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object at the end instead of text.")
+    ] = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="A JSON object for each turn instead of text.")
+    ] = False,
 ) -> None:
     """Chat: Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
+    if as_json and as_jsonl:
+        raise ParameterError("--json gives one object, --jsonl one for each turn; choose one of them")
     reply = options.reply_options(
         mtp=mtp,
         max_tokens=max_tokens,
@@ -71,17 +96,80 @@ def chat(
         context=context,
         yes=yes,
     )
+    turns = JsonTurns(at_once=as_jsonl) if as_json or as_jsonl else None
+    first = _first_message(prompt)
+    talk = Talk(asked.model, reply, "plain" if plain or turns is not None else usual_view())
+    talk.restart(system)
+    _keep_it(talk, history=history and turns is None, resume=resume)
     if not model:
         asked = choose_model(asked)
-    with opened(asked) as pair:
-        remember(asked)
-        interrupts = Interrupts()
-        say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.")
-        session, tests = Session(pair, reply.request(pair), system, interrupts), KernelTests(pair)
-        try:
-            _converse(session, line_reader(), interrupts, tests)
-        finally:
-            tests.pause()
+    read = line_reader(history=history)
+    if first is not None:
+        read = _given(first, read)
+    _chat(asked, talk, read, turns, resume=resume)
+    if turns is not None:
+        turns.finish(talk.model)
+
+
+def _first_message(prompt: str) -> str | None:
+    """The message of the command line, with what is piped in behind it; None where there is none."""
+    if not prompt:
+        return None
+    return "\n\n".join(part for part in (argument_text(prompt), piped_text()) if part)
+
+
+def _given(first: str, read: ReadLine) -> ReadLine:
+    """The first message, then what is typed; nothing more where nobody can type."""
+    left = [f"/{first}" if first.startswith("/") else first]
+
+    def next_line() -> str:
+        if left:
+            return left.pop()
+        if not sys.stdin.isatty():
+            raise EOFError
+        return read()
+
+    return next_line
+
+
+def _keep_it(talk: Talk, *, history: bool, resume: bool) -> None:
+    """Where the conversation is kept: under the time it began, or where the last one was."""
+    if resume:
+        kept = kept_conversations()
+        if not kept:
+            raise ParameterError("no conversation was kept here yet; leave out --resume")
+        talk.kept_as = kept[0][0]
+    elif history and sys.stdin is not None and sys.stdin.isatty():
+        talk.kept_as = conversation_path(new_name())
+
+
+def _chat(asked: Opening, talk: Talk, read: ReadLine, turns: JsonTurns | None, *, resume: bool) -> None:
+    """Talk with one model after another until the person leaves."""
+    interrupts, before = Interrupts(), None
+    while True:
+        with ExitStack() as stack:
+            try:
+                pair = stack.enter_context(opened(asked))
+            except MtpError as error:
+                if before is None:
+                    raise
+                say(f"{error}\n(going on with {before.model})")
+                asked, before = before, None
+                continue
+            remember(asked)
+            talk.model = asked.model
+            say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.")
+            session, tests = Session(pair, talk, interrupts, turns), KernelTests(pair)
+            if resume and talk.kept_as is not None:
+                go_on_with(session, talk.kept_as)
+                resume = False
+            try:
+                _converse(session, read, interrupts, tests)
+                return
+            except OtherModel as other:
+                asked, before = Opening(other.model, yes=asked.yes), asked
+            finally:
+                tests.pause()
 
 
 def _converse(session: Session, read: ReadLine, interrupts: Interrupts, tests: KernelTests) -> None:
@@ -105,50 +193,9 @@ def _converse(session: Session, read: ReadLine, interrupts: Interrupts, tests: K
             if asked.text.strip():
                 session.say(asked.text)
         elif isinstance(asked, Command):
-            if asked.name == "exit":
+            try:
+                obey(session, asked)
+            except Leave:
                 return
-            _obey(session, asked)
         else:
             say(f"there is no command /{asked.name}; these are:\n{HELP}")
-
-
-def _obey(session: Session, command: Command) -> None:
-    """Carry out a command other than /exit."""
-    if command.name == "help":
-        say(HELP)
-    elif command.name == "clear":
-        session.restart(session.system)
-        say("(the conversation is forgotten)")
-    elif command.name == "system":
-        session.restart(command.argument or None)
-        say("(a new conversation with this system prompt)" if command.argument else "(a new conversation)")
-    elif command.name == "stats":
-        say("no reply yet" if session.stats is None else figures_table(session.stats))
-    elif command.name == "mtp":
-        _set_mtp(session, command.argument)
-    elif command.name == "n":
-        _set_answers(session, command.argument)
-    elif command.name == "pick":
-        session.pick(command.argument)
-
-
-def _set_mtp(session: Session, argument: str) -> None:
-    if argument:
-        try:
-            session.set_mtp(options.parse_mtp(argument))
-        except MtpError as error:
-            say(str(error))
-            return
-    k = session.num_draft_tokens
-    say(f"MTP is {'off' if k == 0 else 'auto' if k == 'auto' else f'{k} draft tokens a round'}")
-
-
-def _set_answers(session: Session, argument: str) -> None:
-    """How many answers each message gets from now on."""
-    if argument:
-        try:
-            session.set_answers(int(argument) if argument.isascii() and argument.isdigit() else argument)
-        except MtpError as error:
-            say(str(error))
-            return
-    say("one answer to each message" if session.n == 1 else f"{session.n} answers to each message")

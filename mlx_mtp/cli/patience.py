@@ -1,17 +1,22 @@
 """A word for whoever waits: the first reply on a machine is slow, because MLX compiles what it runs."""
 
 import threading
-
-from mlx_mtp.cli.terminal import ReplyWriter
+from typing import Protocol
 
 SECONDS = 4.0
 EARLY_CHUNKS = 12  # by then every number of drafts has been tried, so slowness has another cause
 
 
+class Remarks(Protocol):
+    """What can show a remark in the middle of a reply, from any thread."""
+
+    def note(self, text: str) -> None: ...
+
+
 class Patience:
     """Says once that compiling takes time, if a reply has hardly begun after a few seconds."""
 
-    def __init__(self, writer: ReplyWriter, seconds: float = SECONDS) -> None:
+    def __init__(self, writer: Remarks, seconds: float = SECONDS) -> None:
         self._writer = writer
         self._chunks = 0
         self._timer = threading.Timer(seconds, self._explain)

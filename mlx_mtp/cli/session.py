@@ -1,17 +1,23 @@
-"""One conversation in the terminal: its messages, its settings, and replies that Ctrl-C can stop."""
+"""One conversation in the terminal with one model: replies that Ctrl-C can stop, on the K/V of earlier turns."""
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.json_turns import JsonTurns
 from mlx_mtp.cli.patience import Patience
 from mlx_mtp.cli.several import write_answers
-from mlx_mtp.cli.status import status_line
-from mlx_mtp.cli.terminal import ReplyWriter, say
-from mlx_mtp.errors import MtpError
+from mlx_mtp.cli.status import context_warning, status_line
+from mlx_mtp.cli.talk import Talk
+from mlx_mtp.cli.terminal import say
+from mlx_mtp.cli.transcripts import save_conversation
+from mlx_mtp.errors import MtpError, StorageError
 
 if TYPE_CHECKING:
+    from mlx_mtp.cli.reply_views import ReplyView
     from mlx_mtp.pair import Pair
+    from mlx_mtp.policy import Policy
+    from mlx_mtp.reply import Chunk
     from mlx_mtp.stats import Stats
 
 
@@ -20,41 +26,29 @@ class _Stopped(Exception):
 
 
 class Session:
-    """The messages so far and how replies are made; K/V of earlier turns is reused."""
+    """A talk with a pair; K/V of earlier turns is reused."""
 
-    def __init__(self, pair: "Pair", request: dict[str, Any], system: str | None, interrupts: Interrupts):
+    def __init__(self, pair: "Pair", talk: Talk, interrupts: Interrupts, turns: JsonTurns | None = None):
         from mlx_mtp.conversation import Conversation
 
-        self.num_draft_tokens: int | Literal["auto"] = request.pop("num_draft_tokens")
+        self.pair, self.talk = pair, talk
         self.stats: Stats | None = None
-        self.n = 1  # answers to each message
-        self._others: list[str] = []  # the last ones, where there were several
-        self._warned: str | None = None
-        self._pair = pair
-        self._request = request
-        self._interrupts = interrupts
+        self.thoughts = ""  # before the last answer
+        self._others: list[str] = []  # the last answers, where there were several
+        self._warned: set[str] = set()
+        self._interrupts, self._turns = interrupts, turns
         self._conversation = Conversation(pair)
-        self.restart(system)
+
+    @property
+    def policy(self) -> "Policy":
+        """What chooses the number of drafts of the next reply."""
+        return self._conversation.policy(self.talk.options.num_draft_tokens)
 
     def restart(self, system: str | None) -> None:
         """Begin a new conversation, under this system prompt."""
-        self.system = system
-        self._messages = [{"role": "system", "content": system}] if system else []
+        self.talk.restart(system)
         self._others = []
         self._conversation.clear()
-
-    def set_mtp(self, num_draft_tokens: int | Literal["auto"]) -> None:
-        """How many drafts a round from the next reply on; refused like any request for them."""
-        from mlx_mtp.policy import make_policy
-
-        make_policy(num_draft_tokens, has_drafter=self._pair.drafter is not None)
-        self.num_draft_tokens = num_draft_tokens
-
-    def set_answers(self, n: int | str) -> None:
-        """How many answers each message gets from the next on; refused like any request for them."""
-        from mlx_mtp.api import check_answers
-
-        self.n = check_answers(n)  # type: ignore[arg-type]  # it refuses what is no number
 
     def pick(self, argument: str) -> None:
         """Go on with another of the last answers."""
@@ -63,53 +57,62 @@ class Session:
         elif not (argument.isascii() and argument.isdigit() and 1 <= int(argument) <= len(self._others)):
             say(f"choose one of the answers 1 .. {len(self._others)}, such as /pick 1")
         else:
-            self._messages[-1] = {"role": "assistant", "content": self._others[int(argument) - 1]}
+            self.talk.messages[-1] = {"role": "assistant", "content": self._others[int(argument) - 1]}
+            self._keep()
             say(f"(going on with answer {int(argument)})")
 
     def say(self, text: str) -> None:
-        """Say `text` to the model and write its reply as it comes; a turn that gave nothing is taken back."""
-        self._messages.append({"role": "user", "content": text})
-        writer = ReplyWriter()
+        """Say `text` to the model and show its reply as it comes; a turn that gave nothing is taken back."""
+        messages = self.talk.messages
+        messages.append({"role": "user", "content": text})
         answer: list[str] = []
-        self._others = []
+        self._others, self.thoughts = [], ""
         try:
             with self._interrupts.during_reply():
-                if self.n > 1:
+                if self.talk.n > 1:
                     self._several(answer)
                 else:
-                    self._stream(writer, answer)
+                    self._stream(answer)
         except _Stopped:
-            say("(stopped before the reply began)" if self.n == 1 else "(stopped; no answer is kept)")
+            say("(stopped before the reply began)" if self.talk.n == 1 else "(stopped; no answer is kept)")
         except MtpError as error:
-            writer.finish()
             say(str(error))
         self._interrupts.settled()
         if any(answer):
-            self._messages.append({"role": "assistant", "content": "".join(answer)})
+            messages.append({"role": "assistant", "content": "".join(answer)})
+            self._keep()
         else:
-            self._messages.pop()
+            messages.pop()
 
-    def _stream(self, writer: ReplyWriter, answer: list[str]) -> None:
-        """Write a reply's chunks and collect its answer until it ends or Ctrl-C asks it to stop."""
+    def _stream(self, answer: list[str]) -> None:
+        """Show a reply's chunks and collect its answer until it ends or Ctrl-C asks it to stop."""
         chunks = self._conversation.stream(
-            self._messages,
-            num_draft_tokens=self.num_draft_tokens,
-            on_progress=self._stop_if_asked,
-            **self._request,
+            self.talk.messages, on_progress=self._stop_if_asked, **self.talk.options.request(self.pair)
         )
-        finish_reason = note = None
-        with closing(chunks), Patience(writer) as patience:
-            for chunk in chunks:
-                patience.heard()
-                writer.write(chunk.thought, "thought")
-                writer.write(chunk.tool_call, "tool call")
-                writer.write(chunk.text, "answer")
-                answer.append(chunk.text)
-                self.stats, finish_reason, note = chunk.stats, chunk.finish_reason, chunk.note
-                if self._interrupts.asked:
-                    break
-        writer.finish()
-        self._close(finish_reason, note)
+        view, last = self._view(), None
+        try:
+            with closing(chunks), Patience(view) as patience:
+                for last in chunks:
+                    patience.heard()
+                    view.take(last)
+                    answer.append(last.text)
+                    self.thoughts += last.thought
+                    if self._interrupts.asked:
+                        break
+        finally:
+            view.finish()
+        if last is not None:
+            self._close(last)
+            if self._turns is not None:
+                self._turns.write(self.talk.messages[-1]["content"], "".join(answer), last)
+
+    def _view(self) -> "ReplyView":
+        if self._turns is not None:
+            return self._turns.view()
+        from mlx_mtp.cli.reply_views import MarkdownView, PlainView, TraceView
+
+        views = {"markdown": MarkdownView, "trace": TraceView, "plain": PlainView}
+        return views[self.talk.view]()
 
     def _several(self, answer: list[str]) -> None:
         """Write some answers when all have ended; the conversation goes on with the first."""
@@ -122,11 +125,10 @@ class Session:
         watch = Watch(self._stop_if_asked, on_round, on_note=lambda note: say(f"({note})"))
         outs = answers_in(
             self._conversation,
-            self._messages,
-            self.n,
-            num_draft_tokens=self.num_draft_tokens,
+            self.talk.messages,
+            self.talk.n,
             watch=watch,
-            **self._request,
+            **self.talk.options.request(self.pair),
         )
         write_answers(outs)
         self.stats = outs[0].stats
@@ -139,16 +141,35 @@ class Session:
         if self._interrupts.asked:
             raise _Stopped
 
-    def _close(self, finish_reason: str | None, note: str | None) -> None:
+    def _close(self, last: "Chunk") -> None:
         """The line under a reply, and what was unusual about its end."""
-        if finish_reason is None:
+        self.stats = last.stats
+        if last.finish_reason is None:
             say("(stopped)")
-        elif finish_reason == "length":
-            say("(cut off: the reply reached its limit of tokens; --max-tokens sets it)")
-        elif note is not None:
-            say(f"({note})")
-        if self.stats is not None:
-            if self.stats.warning not in (None, self._warned):
-                say(f"warning: {self.stats.warning}")
-            self._warned = self.stats.warning
-            say(status_line(self.stats, self._pair.max_context))
+        elif last.finish_reason == "length":
+            say("(cut off: the reply reached its limit of tokens; --max-tokens or /set max_tokens sets it)")
+        elif last.note is not None:
+            say(f"({last.note})")
+        self._say_once(last.stats.warning, "warning: ")
+        say(status_line(last.stats, self.pair.max_context, plain_tps=self._plain_tps()))
+        self._say_once(context_warning(last.stats, self.pair.max_context))
+
+    def _plain_tps(self) -> float | None:
+        """Tokens a second without drafts, where such rounds were timed since this program began."""
+        times = self.pair.rounds.times
+        seconds = times.plain_seconds() if times.timed(0) else None
+        return None if seconds is None else 1 / seconds
+
+    def _say_once(self, text: str | None, prefix: str = "") -> None:
+        if text is not None and text not in self._warned:
+            say(prefix + text)
+            self._warned.add(text)
+
+    def _keep(self) -> None:
+        """Write the conversation down, where it is kept; what cannot be written is spoken of once."""
+        if self.talk.kept_as is None:
+            return
+        try:
+            save_conversation(self.talk.kept_as, self.talk.transcript())
+        except StorageError as error:
+            self._say_once(str(error), "warning: the conversation is not kept: ")

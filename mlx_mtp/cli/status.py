@@ -15,9 +15,18 @@ def short_count(count: int) -> str:
     return f"{scaled:.1f}".removesuffix(".0") + unit
 
 
-def status_line(stats: "Stats", context_size: int) -> str:
-    """`412 tok · 38.2 tok/s · 2.9 tok/round · accept 71 % · ctx 3.1k/32k · reused 812`, and any parking."""
-    parts = [f"{stats.generation_tokens} tok", f"{stats.generation_tps:.1f} tok/s"]
+CONTEXT_WARNINGS = ((0.95, "almost full"), (0.8, "filling up"))  # shares of the context
+
+
+def status_line(stats: "Stats", context_size: int, *, plain_tps: float | None = None) -> str:
+    """`412 tok · 38.2 tok/s (plain 24.9, ×1.53) · 2.9 tok/round · accept 71 % · ctx 3.1k/32k · 17.8 GB`, and parking.
+
+    plain_tps: tokens a second without drafts, None where it was not measured.
+    """
+    speed = f"{stats.generation_tps:.1f} tok/s"
+    if plain_tps is not None and stats.drafted and stats.generation_tps:
+        speed += f" (plain {plain_tps:.1f}, ×{stats.generation_tps / plain_tps:.2f})"
+    parts = [f"{stats.generation_tokens} tok", speed]
     if stats.drafted:
         parts.append(f"{stats.tokens_per_round:.1f} tok/round")
         parts.append(f"accept {100 * stats.draft_acceptance_rate:.0f} %")
@@ -25,9 +34,20 @@ def status_line(stats: "Stats", context_size: int) -> str:
     parts.append(f"ctx {short_count(used)}/{short_count(context_size)}")
     if stats.reused_tokens:
         parts.append(f"reused {stats.reused_tokens}")
+    if stats.peak_memory_bytes:
+        parts.append(f"{stats.peak_memory_bytes / 1e9:.1f} GB")
     if stats.reason is not None:
         parts.append(stats.reason)
     return " · ".join(parts)
+
+
+def context_warning(stats: "Stats", context_size: int) -> str | None:
+    """What to say of a context that comes to its end, None while there is room."""
+    share = (stats.prompt_tokens + stats.generation_tokens) / context_size
+    for limit, words in CONTEXT_WARNINGS:
+        if share >= limit:
+            return f"(the context is {words}: over {100 * limit:.0f} % is used; /clear, /undo or a larger --context)"
+    return None
 
 
 def figures(stats: "Stats") -> dict[str, Any]:
