@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from mlx_mtp.batch import Watch, check_batch, generate_rows
+from mlx_mtp.batch_choice import check_goal, make_chooser
 from mlx_mtp.conversation import Conversation, Prompt, Request, make_request
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.pair import Pair
@@ -56,7 +57,8 @@ def generate_batch(
     prompts: Sequence[Prompt],
     *,
     n: int = 1,
-    max_batch: int = DEFAULT_BATCH,
+    max_batch: int | Literal["auto"] = "auto",
+    goal: str = "throughput",
     max_tokens: int = 256,
     sampling: Sampling | Sequence[Sampling] | None = None,
     num_draft_tokens: int | str = "auto",
@@ -67,12 +69,15 @@ def generate_batch(
 ) -> list[Generation]:
     """Replies to all prompts, at most `max_batch` decoded together; n answers to a prompt share its prefill.
 
+    max_batch "auto": as many as pay on this machine, from times of rounds that are known or tried meanwhile, for the
+    `goal` "throughput" (tokens a second of all) or "latency" (each reply nearly as fast as alone).
     The answers to a prompt follow one another; answer i has the prompt's seed + i. sampling: one for all or one per
     prompt. A row joins as soon as another has ended. Rows do not influence each other: each text is that of its own
     solo run, where rows are invariant (see `exactness`). While memory is short fewer rows are decoded at a time (see
     `generate_rows`).
     """
-    check_batch(max_batch)
+    wide = max_batch if max_batch == "auto" else check_batch(max_batch)
+    wanted = check_goal(goal)
     check_answers(n)
     if not prompts:
         return []
@@ -97,7 +102,8 @@ def generate_batch(
     rows = [answer for request in requests for answer in answers_to(request, n)]
     rounds, has_drafter = pair.rounds, pair.drafter is not None
     policy = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=rounds.fit, times=rounds.times)
-    return generate_rows(pair, rows, policy, Guard(), Watch(on_progress), max_batch=max_batch)
+    chooser = make_chooser(rounds.times, rounds.fit, num_draft_tokens, wanted) if wide == "auto" else wide
+    return generate_rows(pair, rows, policy, Guard(), Watch(on_progress), max_batch=chooser)
 
 
 def check_answers(n: int) -> int:

@@ -143,12 +143,8 @@ class Batch:
             self._look_for_arrivals()
         self._hand_back()
 
-    def abandon(self, error: MtpError) -> list[Row]:
-        """End all that run with an error, after `run` raised it -> the rows that were still to begin."""
-        for row in self.slots:
-            if row.is_running:
-                self._drop(row)
-                row.fail(error)
+    def abandon(self) -> list[Row]:
+        """Let go of all that run, after `run` raised something -> the rows that were still to begin."""
         self.slots, self.cell = [], StateCell()
         self.starter.forget()
         return list(self.waiting)
@@ -339,9 +335,8 @@ class Batch:
         self.calm, self.width = 0, max(width, 1)
         if self.watch.on_note is not None and not self.was_noted:
             self.was_noted = True
-            self.watch.on_note(
-                f"memory admits {self.width} rows at a time for now, of the {self.widest} asked for; {REMEDY}"
-            )
+            most = f"the {self.widest} asked for" if self.chooser is None else f"{self.chooser.width} that pay"
+            self.watch.on_note(f"memory admits {self.width} rows at a time for now, of {most}; {REMEDY}")
 
     def _give_up(self, refusal: MemoryRefusal) -> None:
         """No row runs, and the next that waits does not fit."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from mlx_mtp.cost import CostModel
 from mlx_mtp.errors import ParameterError
+from mlx_mtp.fit import Fit
 from mlx_mtp.round_times import RoundTimes
 
 Goal = Literal["throughput", "latency"]
@@ -16,6 +17,7 @@ Seconds = Callable[[int, int], float]  # of a round, by width and drafts
 NEAR = 0.97  # of the best throughput: a narrower batch that reaches it takes less memory
 KEPT = 0.8  # of the speed that a reply has alone, which each keeps where latency is the goal
 MOST_DRAFTS = 8
+AUTO_MOST = 16  # rows, unless more are asked for: each takes memory, and replies get slower
 START = {"throughput": 4, "latency": 1}  # rows, while nothing was timed and nothing is predicted
 TIMED = 4  # rounds of one kind at a width, from which it is compared with others
 
@@ -161,3 +163,18 @@ class WidthChooser:
         seconds = measured_seconds(self._times, self._context)
         choice = choose_batch(seconds, self._expected, widths=widths, drafts=self._drafts, goal=self._goal)
         return choice.width
+
+
+def make_chooser(
+    times: RoundTimes, fit: Fit, num_draft_tokens: int | str, goal: Goal = "throughput"
+) -> WidthChooser:
+    """What chooses the width of a batch that is given none; the policy chooses the drafts, if it may.
+
+    times, fit: what the pair's requests so far say of its rounds and of its drafts.
+    """
+    drafts = [num_draft_tokens] if isinstance(num_draft_tokens, int) else range(MOST_DRAFTS + 1)
+
+    def expected_tokens(k: int) -> float:
+        return sum(fit.usual**i for i in range(k + 1))
+
+    return WidthChooser(times, expected_tokens, most=AUTO_MOST, goal=goal, drafts=drafts)

@@ -12,12 +12,14 @@ import mlx_mtp.batch
 import mlx_mtp.decode
 import mlx_mtp.turns
 from mlx_mtp import generate, generate_batch
-from mlx_mtp.batch import CALM_ROUNDS, MAX_BATCH, Watch, generate_rows
+from mlx_mtp.batch import CALM_ROUNDS, LOOK_ROUNDS, MAX_BATCH, Watch, generate_rows
+from mlx_mtp.batch_choice import WidthChooser
 from mlx_mtp.conversation import Request, make_request, start_row
 from mlx_mtp.errors import MemoryRefusal, ParameterError
 from mlx_mtp.policy import make_policy
 from mlx_mtp.pressure import STOPPED
 from mlx_mtp.reply import Generation
+from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.rows import add_rows, put_rows
 from mlx_mtp.sampling import Sampling
 from mlx_mtp.state import State, StateCell, join_rows
@@ -131,6 +133,44 @@ def test_a_row_joins_at_every_phase_of_another(k, phases):
         assert outs[0].tokens == plain[2][:phase], phase
         assert outs[1].tokens == plain[5][:12], phase
         assert outs[2].tokens == plain[8], phase
+
+
+class ScriptedWidth(WidthChooser):
+    """Another width at each look."""
+
+    def __init__(self, *widths: int):
+        super().__init__(RoundTimes(), lambda k: 1.0, most=8)
+        self.left: list[int] = []
+        self.width, *self.widths = widths
+
+    def look(self, left: int) -> int:
+        self.left.append(left)
+        self.width = self.widths.pop(0) if self.widths else self.width
+        return self.width
+
+
+def test_the_width_changes_while_rows_run(batches):
+    """Wider at once, narrower as rows end; each text stays its own."""
+    chooser = ScriptedWidth(2, 6, 1)
+    outs = together(twelve("e2b"), 2, width=chooser)
+    assert [out.tokens for out in outs] == solo("e2b")
+    widths = [len(run) for run in batches]
+    assert widths[0] == 2 and max(widths) == 6 and widths[-1] == 1
+    assert chooser.left == sorted(chooser.left, reverse=True) and chooser.left[0] > 6
+    rounds = sum(max(lengths) for lengths in batches)
+    assert len(chooser.left) <= rounds // LOOK_ROUNDS
+
+
+def test_a_batch_without_a_width_tries_what_pays(batches):
+    pair, requests = pair_of("e2b"), twelve("e2b")[:9]
+    prompts, sampling = [one.ids for one in requests], [one.sampling for one in requests]
+    outs = generate_batch(pair, prompts, max_tokens=6, sampling=sampling, num_draft_tokens=0)
+    for out, text in zip(outs, solo("e2b"), strict=False):
+        assert out.tokens[: len(text)] == text[:6] and len(out.tokens) == 6
+    assert max(len(run) for run in batches) <= 8
+    for goal in ("speed", "", None):
+        with pytest.raises(ParameterError, match="throughput"):
+            generate_batch(pair, prompts, goal=goal)
 
 
 def test_width_one_is_one_after_another(batches):

@@ -162,6 +162,8 @@ def test_an_interrupt_keeps_what_was_answered(model, tmp_path):
     [
         (("--width", "0"), f"1 .. {MAX_BATCH} rows", 2),
         (("--width", "65"), f"1 .. {MAX_BATCH} rows", 2),
+        (("--width", "wide"), f"1 .. {MAX_BATCH} rows", 2),
+        (("--goal", "speed"), '"throughput" or "latency"', 2),
         (("--mtp", "99"), "0 .. 15", 2),
         (("--max-tokens", "4"), "holds no line", 2),
     ],

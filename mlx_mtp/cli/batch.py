@@ -13,13 +13,13 @@ from mlx_mtp.cli.terminal import say
 from mlx_mtp.errors import MtpError, ParameterError, PromptError
 
 if TYPE_CHECKING:
+    from mlx_mtp.batch_choice import Goal
     from mlx_mtp.conversation import Request
     from mlx_mtp.pair import Pair
     from mlx_mtp.prompt_lines import Answers, Line
     from mlx_mtp.reply import Generation
 
 REPLY_TOKENS = 1024
-WIDTH = 8
 
 
 def batch(
@@ -47,8 +47,19 @@ def batch(
     context: options.Context = None,
     yes: options.Yes = False,
     width: Annotated[
-        int, typer.Option("--width", metavar="N", help="Lines decoded together at most.")
-    ] = WIDTH,
+        str,
+        typer.Option(
+            "--width", metavar="auto|N", help="Lines decoded together at most; auto tries what pays."
+        ),
+    ] = "auto",
+    goal: Annotated[
+        str,
+        typer.Option(
+            "--goal",
+            metavar="throughput|latency",
+            help="Of --width auto: most tokens a second, or each line nearly as fast as alone.",
+        ),
+    ] = "throughput",
     mtp: options.Mtp = "auto",
     max_tokens: options.MaxTokens = REPLY_TOKENS,
     seed: options.Seed = None,
@@ -66,7 +77,7 @@ def batch(
     ] = False,
 ) -> None:
     """Answer a file of prompts: each line's text is what `generate` gives. Run again to go on after an interrupt."""
-    from mlx_mtp.batch import check_batch
+    from mlx_mtp.batch_choice import check_goal
     from mlx_mtp.prompt_lines import Answers, read_lines
 
     reply = options.reply_options(
@@ -83,7 +94,8 @@ def batch(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
     )
-    check_batch(width)
+    most = parse_width(width)
+    wanted = check_goal(goal)
     if len(words) > 2:
         raise ParameterError(
             f"a model and a file of prompts are wanted, got {len(words)} words; write MODEL PROMPTS"
@@ -112,9 +124,17 @@ def batch(
             say(f"({len(lines) - len(left)} of {len(lines)} lines were answered already)")
         if left:
             with opened(asked) as pair:
-                _answer(pair, left, answers, reply, width, as_text=text)
+                _answer(pair, left, answers, reply, most, wanted, as_text=text)
     finally:
         answers.close()
+
+
+def parse_width(text: str) -> int | None:
+    """`auto` (None) or a number of lines; ParameterError where it is neither."""
+    from mlx_mtp.batch import check_batch
+
+    word = text.strip().lower()
+    return None if word == "auto" else check_batch(int(word) if word.lstrip("-").isdecimal() else word)
 
 
 def _answer(
@@ -122,11 +142,13 @@ def _answer(
     lines: "list[Line]",
     answers: "Answers",
     reply: options.ReplyOptions,
-    width: int,
+    width: int | None,
+    goal: "Goal",
     *,
     as_text: bool,
 ) -> None:
     from mlx_mtp.batch import Watch, generate_rows
+    from mlx_mtp.batch_choice import make_chooser
     from mlx_mtp.policy import make_policy
     from mlx_mtp.pressure import Guard
     from mlx_mtp.prompt_lines import answer_line, error_line
@@ -152,8 +174,9 @@ def _answer(
         progress.ended(failed=out.finish_reason == "error")
 
     watch = Watch(on_round=progress.round, on_done=on_done, on_note=progress.note)
+    chooser = make_chooser(rounds.times, rounds.fit, settings["num_draft_tokens"], goal)
     try:
-        generate_rows(pair, requests, policy, Guard(), watch, max_batch=width)
+        generate_rows(pair, requests, policy, Guard(), watch, max_batch=width or chooser)
     finally:
         progress.clear()
     say(
