@@ -36,7 +36,7 @@ METAL_FUNC void head_group(
     uint second = 0;
     for (int i = 0; i < NEIGHBOURS; i++) {
       const ulong item = item_of(order_of(logits[row * NEIGHBOURS + i]), group * NEIGHBOURS + i);
-      second = max(second, uint(min(best, item) >> 32));
+      second = max(second, uint((item > best ? best : item) >> 32));
       best = better_of(best, item);
     }
     const size_t at = size_t(first_row + row) * groups + group;
