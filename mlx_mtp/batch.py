@@ -170,9 +170,10 @@ class Batch:
         text = self.pair.target.text
         if states and self.slots:
             states = level_fields(self.cell, states)
-        if states and not self.slots:
+        if not self.slots:
             self.slots = joining
-            self.cell.put(join_rows(text, states))
+            if states:
+                self.cell.put(join_rows(text, states))
             return
         free = [i for i, row in enumerate(self.slots) if not row.is_running]
         if states and free:

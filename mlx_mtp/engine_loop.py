@@ -214,18 +214,24 @@ class Worker:
             with out_of_memory_refused(cache.clear):
                 batch.run()
         except MtpError as error:
-            return batch.abandon(error)
+            return self._abandon(batch, cache, error)
         except Exception as error:
             LOG.exception("a batch failed")
-            return batch.abandon(
-                GenerationError(
-                    f"this reply cannot go on ({error!r}); the engine goes on with other requests"
-                )
-            )
+            words = f"this reply cannot go on ({error!r}); the engine goes on with other requests"
+            return self._abandon(batch, cache, GenerationError(words))
         finally:
             self._batch = None
             self._count(cache)
         return []
+
+    def _abandon(self, batch: Batch, cache: PrefixCache, error: MtpError) -> list[Row]:
+        """End what ran with an error -> the rows that were still to begin; nothing that was computed is trusted."""
+        cache.clear()
+        left = batch.abandon()
+        for job in self._live:
+            if all(row.listener is not job.mailbox for row in left):
+                job.mailbox.failed(error)
+        return left
 
     def _asked(self) -> list[int | str]:
         """The numbers of drafts that running requests ask for."""
