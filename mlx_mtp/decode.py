@@ -12,6 +12,8 @@ from mlx_mtp.round import Rounds
 from mlx_mtp.sampling import SamplerClass
 from mlx_mtp.state import State, StateCell, bucket_for, no_drafts
 
+COUNT_EVERY = 8  # rounds with the same number of drafts in which the experts that were read are counted once
+
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
@@ -31,6 +33,7 @@ class Step:
     verified: int  # drafts checked per row
     accepted: tuple[int, ...]  # drafts kept per row; -1 where the row took no part
     seconds: float | None  # since the previous round was read; None where a round was traced meanwhile
+    distinct: float | None = None  # experts read in a layer, averaged; None where they were not counted
 
 
 class Built(NamedTuple):
@@ -41,6 +44,7 @@ class Built(NamedTuple):
     n: mx.array  # [B]
     verified: int
     new_shape: bool
+    distinct: mx.array | None = None  # experts read in a layer, averaged []; None where they are not counted
 
 
 def decode(
@@ -81,6 +85,7 @@ def decode(
                 step.seconds,
                 drafted=current.state.drafts.shape[1],
                 batch=len(step.accepted),
+                distinct=step.distinct,
             )
             is_over = ledger.all_ended or (until_one_ends and any(step.finish))
             if is_over:
@@ -126,14 +131,18 @@ def _build(
     in_flight = 0 if unread is None else unread.verified + 1
     bucket = bucket_for(ledger.longest + in_flight + plan.verify + 1)
     new_shape = rounds.is_new(state, k=plan.draft, bucket=bucket, sampler=sampler)
-    after, tokens, n = rounds(state, k=plan.draft, bucket=bucket, sampler=sampler)
-    return Built(after, tokens, n, plan.verify, new_shape)
+    after, tokens, n, distinct = rounds.counted(state, k=plan.draft, bucket=bucket, sampler=sampler)
+    if not ledger.counts_experts(plan.verify):
+        distinct = None
+    return Built(after, tokens, n, plan.verify, new_shape, distinct)
 
 
 def _dispatch(built: Built) -> None:
     """Two evaluations, so that the tokens can be read before the drafts are done."""
     state = built.state
-    evaluate_soon(built.tokens, built.n, state.kv, state.length, state.last, state.hidden, state.counts)
+    evaluate_soon(
+        built.tokens, built.n, built.distinct, state.kv, state.length, state.last, state.hidden, state.counts
+    )
     evaluate_soon(state.drafts)
 
 
@@ -157,6 +166,7 @@ class Ledger:
         self._ended: list[bool] = [not active for active in ints(state.active)]
         self._read_at = time.perf_counter()
         self._comparable = False
+        self._played: dict[int, int] = {}  # rounds read so far, by drafts verified
         # As of the last round that was read, without the buffers, which must have one owner only.
         self._read = state._replace(kv=())
 
@@ -167,6 +177,14 @@ class Ledger:
     @property
     def longest(self) -> int:
         return max(self._lengths)
+
+    def counts_experts(self, verified: int) -> bool:
+        """Whether a round that verifies so many drafts says how many experts it read: now and then, for each number.
+
+        A single row reads as many as it is sent to, always.
+        """
+        several = (verified + 1) * len(self._rows) > 1
+        return several and self._played.get(verified, 0) % COUNT_EVERY == 0
 
     def first_step(self, state: State) -> Step:
         """The tokens that prefill chose, at position `length` and without a K/V row yet; inactive rows have none."""
@@ -188,7 +206,9 @@ class Ledger:
         Its time says something only if neither it nor the next round had to be traced while it ran.
         """
         chosen, accepted = cast(list[list[int]], built.tokens.tolist()), ints(built.n)
+        distinct = None if built.distinct is None else cast(float, built.distinct.item())
         now = time.perf_counter()
+        self._played[built.verified] = self._played.get(built.verified, 0) + 1
         usual = self._comparable and not built.new_shape and not traced_meanwhile
         seconds = now - self._read_at if usual else None
         self._read_at, self._comparable = now, True
@@ -206,7 +226,7 @@ class Ledger:
             self._lengths[b] += len(new)
             tokens.append(tuple(new))
             finish.append(reason)
-        return Step(tuple(tokens), tuple(finish), built.verified, tuple(accepted), seconds)
+        return Step(tuple(tokens), tuple(finish), built.verified, tuple(accepted), seconds, distinct)
 
     def _end_of(self, b: int, new: list[int]) -> str | None:
         """Cut row b's new tokens at its end, if it has come; -> the finish reason."""

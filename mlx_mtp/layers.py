@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlx_mtp.kernels.table import Kernels, Project
 
 Tensors = Mapping[str, Any]  # canonical name -> Weight for matrices, mx.array for the rest
+OnChoice = Callable[[mx.array], None]  # is shown the expert ids [rows, top_k] that a layer's rows are sent to
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,7 @@ def run_layer(
     x: mx.array,
     attention: Callable[[mx.array], mx.array],
     per_layer_input: mx.array | None,
+    on_choice: OnChoice | None = None,
 ) -> mx.array:
     """One layer on rows [N, H]; `attention` maps the normed rows to merged heads [N, heads * D].
 
@@ -246,7 +248,7 @@ def run_layer(
     eps, is_gated = layer.eps, layer.per_layer_input is not None
     x, normed = kernels.add_norm(x, attended, layer.post_attention_norm, eps, then=layer.pre_feedforward_norm)
     assert normed is not None, "its gain was given"
-    fed = _feed_forward(kernels, layer, x, normed)
+    fed = _feed_forward(kernels, layer, x, normed, on_choice)
     scalar = None if is_gated else layer.layer_scalar
     x, _ = kernels.add_norm(x, fed, layer.post_feedforward_norm, eps, scalar=scalar)
     if layer.per_layer_input is not None:
@@ -257,19 +259,25 @@ def run_layer(
     return x
 
 
-def _feed_forward(kernels: "Kernels", layer: Layer, x: mx.array, normed: mx.array) -> mx.array:
+def _feed_forward(
+    kernels: "Kernels", layer: Layer, x: mx.array, normed: mx.array, on_choice: OnChoice | None
+) -> mx.array:
     """The residual stream [N, H] and what the dense MLP takes of it -> what is added to it, not yet normed."""
     gated = gated_gelu(kernels.project(layer.gate_proj, normed), kernels.project(layer.up_proj, normed))
     dense = kernels.project(layer.down_proj, gated)
     if layer.experts is None:
         return dense
-    routed = kernels.experts(layer.experts, x, layer.eps, kernels.project)
+    routed = kernels.experts(layer.experts, x, layer.eps, kernels.project, on_choice)
     return kernels.add_norm(routed, dense, layer.experts.post_norm_of_mlp, layer.eps)[0]
 
 
-def mixture(experts: Experts, x: mx.array, eps: float, project: "Project") -> mx.array:
+def mixture(
+    experts: Experts, x: mx.array, eps: float, project: "Project", on_choice: OnChoice | None = None
+) -> mx.array:
     """x [N, H] (the residual stream itself) -> the normed, weighted sum of its top-k experts, on stock operations."""
     chosen, weights = route(experts, x, eps, project)
+    if on_choice is not None:
+        on_choice(chosen)
     rows = rms_norm(x, experts.pre_norm, eps)[..., None, None, :]
     gated = gated_gelu(experts.gate.project_experts(rows, chosen), experts.up.project_experts(rows, chosen))
     outputs = experts.down.project_experts(gated, chosen).squeeze(-2)

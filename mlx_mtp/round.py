@@ -1,6 +1,6 @@
 """One round as a pure function of device state: verify, accept, commit, draft; and its compile cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -9,6 +9,7 @@ from mlx_mtp.accept import accept, row_at
 from mlx_mtp.draft import draft
 from mlx_mtp.drafter import Drafter
 from mlx_mtp.fit import Fit
+from mlx_mtp.layers import OnChoice
 from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.sampling import SamplerClass, choose
 from mlx_mtp.state import KeysValues, State
@@ -21,14 +22,21 @@ if TYPE_CHECKING:
 
 
 def play_round(
-    target: Target, drafter: Drafter | None, state: State, *, k: int, bucket: int, sampler: SamplerClass
+    target: Target,
+    drafter: Drafter | None,
+    state: State,
+    *,
+    k: int,
+    bucket: int,
+    sampler: SamplerClass,
+    on_choice: OnChoice | None = None,
 ) -> tuple[State, mx.array, mx.array]:
     """Verify the pending drafts, accept, commit, draft k more -> state', tokens [B, k_pending+1], n [B].
 
-    Row b emits tokens[b, :n[b]+1]. Plain decoding is the same function without drafts.
+    Row b emits tokens[b, :n[b]+1]. Plain decoding is the same function without drafts. `on_choice`: see `verify`.
     """
     tokens = mx.concatenate([state.last[:, None], state.drafts], axis=1)
-    hidden, kv = verify(target, tokens, state.kv, state.length, bucket=bucket)
+    hidden, kv = verify(target, tokens, state.kv, state.length, bucket=bucket, on_choice=on_choice)
 
     chosen, valid = _choose(target, hidden, state, sampler)
     n = accept(state.drafts, chosen, valid, state.active)
@@ -87,8 +95,22 @@ def _one_hot(tokens: mx.array, vocab_size: int) -> mx.array:
     return (tokens[..., None] == mx.arange(vocab_size, dtype=mx.uint32)).astype(mx.int32)
 
 
+def distinct_experts(chosen: Sequence[mx.array], experts: int) -> mx.array:
+    """Ids [rows, top_k] chosen in each layer, below `experts` -> distinct ones in a layer, averaged: a float32 [].
+
+    A few operations for all layers together; rows that have ended count, for their experts are read too.
+    """
+    ids = mx.stack([own.reshape(-1) for own in chosen])
+    used = mx.put_along_axis(mx.zeros((len(chosen), experts), mx.int32), ids, mx.array(1, mx.int32), axis=1)
+    return used.sum() / len(chosen)
+
+
 class Rounds:
-    """`play_round` compiled per draft length, bucket and sampler class; mx.compile retraces per batch and capacity."""
+    """`play_round` compiled in two parts, so that a number of drafts to verify is traced once whatever is drafted next.
+
+    Per bucket and sampler class, and drafts per number of them; mx.compile retraces per drafts verified, batch and
+    capacity.
+    """
 
     def __init__(
         self,
@@ -110,26 +132,40 @@ class Rounds:
 
     def is_new(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> bool:
         """Whether the round that is asked for next has to be traced first; its time says nothing about later ones."""
-        shape = (k, bucket, sampler, *state.drafts.shape, *state.kv[-1][0].shape)
-        known = shape in self._shapes
-        self._shapes.add(shape)
+        verified, capacity = state.drafts.shape, state.kv[-1][0].shape
+        shapes = {("verify", bucket, sampler, *verified, *capacity), ("draft", k, bucket, sampler, *capacity)}
+        known = shapes <= self._shapes
+        self._shapes |= shapes
         return not known
 
     def __call__(
         self, state: State, *, k: int, bucket: int, sampler: SamplerClass
     ) -> tuple[State, mx.array, mx.array]:
         """A round built lazily from `state`; nothing is evaluated."""
-        key = (k, bucket, sampler)
+        after, tokens, n, _ = self.counted(state, k=k, bucket=bucket, sampler=sampler)
+        return after, tokens, n
+
+    def counted(
+        self, state: State, *, k: int, bucket: int, sampler: SamplerClass
+    ) -> tuple[State, mx.array, mx.array, mx.array | None]:
+        """The same, and the distinct experts that it reads in a layer, averaged (float32 []); None without experts.
+
+        The count costs nothing unless it is evaluated.
+        """
+        key = (bucket, sampler)
         if key not in self._functions:
-            self._functions[key] = self._make(k, bucket, sampler)
-        changed, tokens, n = self._functions[key](_changing(state), state.seed, state.sampling, state.active)
-        return _with_changed(state, changed), tokens, n
+            self._functions[key] = self._make(bucket, sampler)
+        changed, tokens, n, distinct = self._functions[key](
+            _changing(state), state.seed, state.sampling, state.active
+        )
+        after = self.first_drafts(_with_changed(state, changed), k=k, bucket=bucket, sampler=sampler)
+        return after, tokens, n, distinct
 
     def first_drafts(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> State:
-        """A freshly prefilled state with its k pending drafts, built lazily, so that the first round verifies some."""
+        """A state without drafts, fresh from a prefill or a round, with its k pending ones, built lazily."""
         if self.drafter is None or k == 0:
             return state
-        key = (-1, k, bucket, sampler)
+        key = (k, bucket, sampler)
         if key not in self._functions:
             self._functions[key] = self._make_drafts(k, bucket, sampler)
         drafts = self._functions[key](_changing(state), state.seed, state.sampling, state.active)
@@ -145,13 +181,17 @@ class Rounds:
 
         return mx.compile(make) if self.compiled else make
 
-    def _make(self, k: int, bucket: int, sampler: SamplerClass) -> Callable[..., Any]:
+    def _make(self, bucket: int, sampler: SamplerClass) -> Callable[..., Any]:
         target, drafter = self.target, self.drafter
 
         def play(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> Any:
             state = _state_of(changing, seed, sampling, active)
-            state, tokens, n = play_round(target, drafter, state, k=k, bucket=bucket, sampler=sampler)
-            return _changing(state), tokens, n
+            chosen: list[mx.array] = []
+            state, tokens, n = play_round(
+                target, drafter, state, k=0, bucket=bucket, sampler=sampler, on_choice=chosen.append
+            )
+            distinct = distinct_experts(chosen, target.text.num_experts) if chosen else None
+            return _changing(state), tokens, n, distinct
 
         return mx.compile(play) if self.compiled else play
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_mtp.attention import Sight, fold_mask
 from mlx_mtp.config import FULL, SLIDING, TextConfig
 from mlx_mtp.kernels.table import Kernels
-from mlx_mtp.layers import Layer, Rotation, keys_values_of, queries_of, run_layer
+from mlx_mtp.layers import Layer, OnChoice, Rotation, keys_values_of, queries_of, run_layer
 from mlx_mtp.state import KeysValues, ring_rows
 from mlx_mtp.target import Target, embed, final_norm, per_layer_inputs
 
@@ -22,16 +22,23 @@ class Reach(NamedTuple):
 
 
 def verify(
-    target: Target, tokens: mx.array, kv: KeysValues, length: mx.array, *, bucket: int
+    target: Target,
+    tokens: mx.array,
+    kv: KeysValues,
+    length: mx.array,
+    *,
+    bucket: int,
+    on_choice: OnChoice | None = None,
 ) -> tuple[mx.array, KeysValues]:
     """tokens [B, k+1] at positions length .. length+k -> hidden [B, k+1, H] and K/V that hold those rows too.
 
     Nothing is committed: rows from `length` on are overwritten by the next pass unless `length` moves past them.
+    `on_choice` is shown the experts [B * (k+1), top_k] of each layer that has some.
     """
     embedded = embed(target, tokens)
     inputs = per_layer_inputs(target, tokens, embedded, target.kernels)
     reach = reach_of_rows(target.text, length, tokens.shape[1], bucket)
-    return run_rows(target, embedded, inputs, kv, length, reach)
+    return run_rows(target, embedded, inputs, kv, length, reach, on_choice=on_choice)
 
 
 def reach_of_rows(text: TextConfig, length: mx.array, rows: int, bucket: int) -> Reach:
@@ -74,6 +81,7 @@ def run_rows(
     first_layer: int = 0,
     write: bool = True,
     on_layer: Callable[[int, mx.array], None] | None = None,
+    on_choice: OnChoice | None = None,
 ) -> tuple[mx.array, KeysValues]:
     """Layers `first_layer`.. on x [B, M, H] -> post-norm hidden [B, M, H] and the K/V after its writes.
 
@@ -90,7 +98,7 @@ def run_rows(
         store = i if write and layer.k_proj is not None else None
         rotation = rotations[layer.kind]
         attention = partial(_attention, kernels, layer, rotation, new_kv, store, sources[i], batch, reach)
-        x = run_layer(kernels, layer, x, attention, None if inputs is None else inputs[:, i])
+        x = run_layer(kernels, layer, x, attention, None if inputs is None else inputs[:, i], on_choice)
         if on_layer is not None:
             on_layer(i, x)
     return final_norm(target, x).reshape(batch, rows, -1), tuple(new_kv)

@@ -23,7 +23,7 @@ from mlx_mtp.kernels.operations import (
     operation_of,
 )
 from mlx_mtp.kernels.table import AddNorm, Attend, AttendTiled, Mixture, NormRotate, Project
-from mlx_mtp.layers import Experts, Rotation, add_norm, mixture, norm_rotate
+from mlx_mtp.layers import Experts, OnChoice, Rotation, add_norm, mixture, norm_rotate
 from mlx_mtp.weights import DenseWeight, QuantizedWeight, Weight
 
 
@@ -47,9 +47,16 @@ class _Mixtures:
 
     ours: Mapping[Operation, Mixture]
 
-    def __call__(self, experts: Experts, x: mx.array, eps: float, project: Project) -> mx.array:
+    def __call__(
+        self,
+        experts: Experts,
+        x: mx.array,
+        eps: float,
+        project: Project,
+        on_choice: OnChoice | None = None,
+    ) -> mx.array:
         operation = operation_of(EXPERTS, Routed(experts, x.dtype))
-        return self.ours.get(operation, mixture)(experts, x, eps, project)
+        return self.ours.get(operation, mixture)(experts, x, eps, project, on_choice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from mlx_mtp.attention import Sight, attend, attend_tiled
 from mlx_mtp.layers import add_norm, mixture, norm_rotate
 
 if TYPE_CHECKING:
-    from mlx_mtp.layers import Experts, Rotation
+    from mlx_mtp.layers import Experts, OnChoice, Rotation
     from mlx_mtp.sampling import SamplerClass
     from mlx_mtp.weights import Weight
 
@@ -33,10 +33,18 @@ class Mixture(Protocol):
     """x [rows, H] (the residual stream itself) -> [rows, H]: routed, weighted, summed and normed experts.
 
     Router norm and product, top-8, pre_norm, gate and up, GeGLU, down, sum by router weight in the order of the
-    choice, post_norm. `project` multiplies by the router's matrix, for those who replace only a part.
+    choice, post_norm. `project` multiplies by the router's matrix, for those who replace only a part. `on_choice` is
+    shown the ids [rows, top_k] once, whoever chose them.
     """
 
-    def __call__(self, experts: "Experts", x: mx.array, eps: float, project: Project) -> mx.array: ...
+    def __call__(
+        self,
+        experts: "Experts",
+        x: mx.array,
+        eps: float,
+        project: Project,
+        on_choice: "OnChoice | None" = None,
+    ) -> mx.array: ...
 
 
 class Attend(Protocol):

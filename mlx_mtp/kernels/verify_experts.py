@@ -31,7 +31,7 @@ from mlx_mtp.kernels.table import Project
 from mlx_mtp.weights import DenseWeight, Weight
 
 if TYPE_CHECKING:
-    from mlx_mtp.layers import Experts
+    from mlx_mtp.layers import Experts, OnChoice
 
 SHORT, LONG = 6, 12  # as in the Metal source: rows of a tile of 4 and of 2 columns
 MAX_EXPERTS = 512  # a thread each in the sort
@@ -57,7 +57,9 @@ class Routing(NamedTuple):
     runs: mx.array
 
 
-def reference(experts: "Experts", x: mx.array, eps: float, project: Project) -> mx.array:
+def reference(
+    experts: "Experts", x: mx.array, eps: float, project: Project, on_choice: "OnChoice | None" = None
+) -> mx.array:
     """x [rows, H] -> [rows, H] on plain MLX: products in float32, rounded where the kernels round.
 
     Where scores are equal the higher ids are chosen and slots ascend, as mx.argpartition has it.
@@ -65,6 +67,8 @@ def reference(experts: "Experts", x: mx.array, eps: float, project: Project) -> 
     rows = mx.fast.rms_norm(x, experts.router_norm, eps)
     scores = _product(experts.router, rows[:, None, None], None)[:, 0, 0].astype(x.dtype).astype(mx.float32)
     chosen = mx.argsort(scores, axis=-1)[:, -experts.top_k :]
+    if on_choice is not None:
+        on_choice(chosen)
     weights = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1)
     weights = (weights * experts.per_expert_scale[chosen]).astype(x.dtype)
     combined = reference_sum(experts, mx.fast.rms_norm(x, experts.pre_norm, eps), chosen, weights)
@@ -101,18 +105,23 @@ def unsupported(experts: "Experts", dtype: mx.Dtype) -> str | None:
     return None
 
 
-def verify_experts(experts: "Experts", x: mx.array, eps: float, project: Project) -> mx.array:
+def verify_experts(
+    experts: "Experts", x: mx.array, eps: float, project: Project, on_choice: "OnChoice | None" = None
+) -> mx.array:
     """x [rows, H] (the residual stream itself) -> [rows, H]: routed, weighted, summed and normed experts.
 
     The router's product is made here too, whatever `project` is. Raises KernelError where `unsupported` has a reason.
     """
     _refuse(unsupported(experts, x.dtype), experts, x)
     most = MAX_PAIRS // experts.top_k
-    parts = []
+    parts, chosen = [], []
     for first in range(0, x.shape[0], most):
         rows, routing = route_rows(experts, x[first : first + most], eps)
+        chosen.append(routing.chosen)
         outputs = down_pairs(experts, gate_up_pairs(experts, rows, routing), routing)
         parts.append(combine_rows(outputs, routing.weights, x.dtype, (experts.post_norm, eps)))
+    if on_choice is not None:
+        on_choice(chosen[0] if len(chosen) == 1 else mx.concatenate(chosen))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
