@@ -184,15 +184,14 @@ class PrefixCache:
         self._entries = [entry for entry in self._entries if entry is not lease]
 
     def _trim(self, budget: int) -> None:
-        """Drop whole entries, then rows that decoding rows hold copies of, until `budget` bytes are enough."""
-        for entry in [entry for entry in self._entries if not entry.is_running]:
+        """Drop what running rows have copies of and give back, then whole entries, until `budget` bytes are enough."""
+        for entry in sorted(self._entries, key=lambda entry: not entry.is_running):
             if self.nbytes <= budget:
                 return
-            self._remove(entry)
-        for entry in self._entries:
-            if self.nbytes <= budget:
-                return
-            entry.history.drop_rows()
+            if entry.is_running:
+                entry.history.drop_rows()
+            else:
+                self._remove(entry)
 
 
 def trimmed(text: TextConfig, kv: KeysValues, rows: int) -> KeysValues:

@@ -1,0 +1,339 @@
+"""Requests that begin like earlier ones prefill only what is new, and their texts are those of cold runs."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from engines import alone, engine_on, ids_of, pair_of, sampled
+from kv_rows import TOLERANCE, largest_gap, prefilled_rows
+from mlx_mtp.conversation import make_request
+from mlx_mtp.prefix_cache import LEAST_MARKED, Lease, PrefixCache
+from mlx_mtp.state import capacity_of
+from mlx_mtp.turns import History
+from talks import MODEL_TURN
+
+WITHIN_S = 120.0
+USER_TURN = [4, *(19 + byte for byte in b"user\n")]
+END = [5, 19 + 10]  # <turn|> and a line break
+CONTEXT = 12_288
+
+
+def words(seed: int, count: int) -> list[int]:
+    """Ordinary tokens that no other seed has in this order."""
+    return random.Random(seed).choices(range(30, 250), k=count)
+
+
+def agent_loop(engine, *, requests: int, grown_to: int, variant: str = "e2b") -> None:
+    """A client without a memory: it resends all, the reply in other words (thoughts dropped), and a tool's answer."""
+    pair = pair_of(variant, CONTEXT)
+    step = grown_to // requests
+    history = [2, *USER_TURN, *words(0, step - 40), *END]
+    before = 0
+    for i in range(requests):
+        ids = [*history, *MODEL_TURN]
+        request = {"max_tokens": 16, "sampling": sampled(i)}
+        out = engine.submit(ids, **request, num_draft_tokens=(0, 2, "auto")[i % 3]).result(WITHIN_S)
+        assert out.tokens == alone(ids, variant, CONTEXT, **request), i
+        # All of the last request's prompt up to where its model turn opened, at least.
+        assert out.stats.reused_tokens >= before, (i, out.stats.reused_tokens, before)
+        boundary = make_request(pair, ids).boundaries[-1]
+        assert boundary == len(history)
+        before = boundary
+        history = [*ids, *out.tokens[3:], *END, *USER_TURN, *words(i + 1, step - 40), *END]
+    assert before > 0.9 * grown_to
+
+
+def test_a_short_agent_loop():
+    with engine_on(max_context=CONTEXT) as engine:
+        agent_loop(engine, requests=5, grown_to=1500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["e2b", "31b", "a4b"])
+def test_an_agent_loop_of_twenty_requests_to_8k_tokens(variant):
+    with engine_on(variant, max_context=CONTEXT) as engine:
+        agent_loop(engine, requests=20, grown_to=8192, variant=variant)
+
+
+def test_a_reply_that_is_resent_as_it_was_is_not_prefilled_again():
+    with engine_on() as engine:
+        ids = ids_of(count=60)
+        for i in range(4):
+            out = engine.submit(ids, max_tokens=20, sampling=sampled(i), num_draft_tokens=3).result(WITHIN_S)
+            assert out.tokens == alone(ids, max_tokens=20, sampling=sampled(i))
+            assert out.stats.reused_tokens == (0 if i == 0 else len(ids) - 6)
+            ids = [*ids, *out.tokens, *words(i, 5)]
+
+
+def test_edits_equal_cold_runs():
+    """Going back to any turn, with another text or another seed, in any order."""
+    with engine_on(max_context=2048) as engine:
+        turns = [[2]]
+        for i in range(6):
+            turns.append([*turns[-1], *USER_TURN, *words(i, 30), *END, *MODEL_TURN])
+            out = engine.submit(turns[-1], max_tokens=12, sampling=sampled(i)).result(WITHIN_S)
+            turns[-1] = [*turns[-1], *out.tokens, *END]
+        order = random.Random(3)
+        for i in range(12):
+            at = order.randrange(6)
+            ids = [*turns[at], *USER_TURN, *words(order.choice([at, 100 + i]), 30), *END, *MODEL_TURN]
+            request = {"max_tokens": 12, "sampling": sampled(i), "num_draft_tokens": i % 4}
+            out = engine.submit(ids, **request).result(WITHIN_S)
+            assert out.tokens == alone(ids, max_context=2048, **request), (i, at)
+            if at:
+                assert out.stats.reused_tokens > 0, (i, at)
+
+
+def test_a_conversation_with_edits_equals_cold_runs():
+    from mlx_mtp import Engine, Sampling, generate, load
+
+    pair, greedy = load("demo"), Sampling(temperature=0.0)
+    with Engine(pair) as engine:
+        chat = engine.conversation("You are terse.", sampling=greedy, max_tokens=24)
+
+        def check(handle) -> None:
+            out = handle.result(WITHIN_S)
+            said = chat.messages
+            assert said[-1] == {"role": "assistant", "content": out.text}
+            cold = generate(pair, said[:-1], sampling=greedy, max_tokens=24)
+            assert out.tokens == cold.tokens
+
+        check(chat.say("What is MLX?"))
+        check(chat.say("What is a drafter?"))
+        check(chat.regenerate())
+        check(chat.edit(0, "What is a round?"))
+        assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
+        check(chat.say("And a window?"))
+        chat.undo()
+        assert len(chat.messages) == 3
+        check(chat.edit(-1, "What is a token?"))
+        assert len(chat.messages) == 3
+
+
+def test_a_shared_beginning_is_kept_from_the_second_request_on():
+    """Rings cannot be rewound to where requests part: the second keeps them there, the third starts from there."""
+    beginning = [2, *words(7, 300)]
+    with engine_on(max_context=2048) as engine:
+        reused = []
+        for i in range(4):
+            ids = [*beginning, *words(50 + i, 80)]
+            out = engine.submit(ids, max_tokens=6, sampling=sampled(i)).result(WITHIN_S)
+            assert out.tokens == alone(ids, max_context=2048, max_tokens=6, sampling=sampled(i))
+            reused.append(out.stats.reused_tokens)
+    assert reused[:2] == [0, 0]
+    assert reused[2:] == [301, 301]
+
+
+def test_a_system_prompt_is_kept_from_the_first_request_on():
+    system = [2, 4, *words(8, 200), *END]
+    with engine_on(max_context=2048) as engine:
+        reused = []
+        for i in range(3):
+            ids = [*system, *USER_TURN, *words(60 + i, 80), *END, *MODEL_TURN]
+            out = engine.submit(ids, max_tokens=6, sampling=sampled(i)).result(WITHIN_S)
+            assert out.tokens == alone(ids, max_context=2048, max_tokens=6, sampling=sampled(i))
+            reused.append(out.stats.reused_tokens)
+    assert reused == [0, len(system), len(system)] or reused == [0, len(system), len(system) + len(USER_TURN)]
+
+
+def test_requests_at_once_share_a_beginning_too():
+    system = [2, 4, *words(9, 200), *END]
+    prompts = [[*system, *USER_TURN, *words(70 + i, 20 + 9 * i), *END, *MODEL_TURN] for i in range(6)]
+    with engine_on(max_context=2048, max_batch=3) as engine:
+        handles = [engine.submit(ids, max_tokens=20, sampling=sampled(i)) for i, ids in enumerate(prompts)]
+        outs = [handle.result(WITHIN_S) for handle in handles]
+    for i, (ids, out) in enumerate(zip(prompts, outs, strict=True)):
+        assert out.tokens == alone(ids, max_context=2048, max_tokens=20, sampling=sampled(i)), i
+    assert all(out.stats.reused_tokens >= len(system) for out in outs[1:])
+
+
+@pytest.mark.parametrize("ends", ["stop", "cancel"])
+def test_rows_of_a_batch_are_kept_as_they_ended(ends):
+    """Whatever ended a row while others ran on, what is kept of it are the rows of its tokens."""
+    with engine_on(max_context=1024, max_batch=3) as engine:
+        other = engine.submit(ids_of(), max_tokens=300, num_draft_tokens=3)
+        ids = ids_of(start=7, count=70)
+        text = alone(ids, max_context=1024, max_tokens=60, sampling=sampled(1))
+        handle = engine.submit(
+            ids,
+            max_tokens=300,
+            sampling=sampled(1),
+            num_draft_tokens=3,
+            stop=_text_of(text[20:24]) if ends == "stop" else (),
+        )
+        tokens: list[int] = []
+        for chunk in handle:
+            tokens += chunk.tokens
+            if ends == "cancel" and len(tokens) > 20:
+                handle.cancel()
+        assert tokens == text[: len(tokens)] and len(tokens) < 60
+        more = engine.submit([*ids, *tokens], max_tokens=20, sampling=sampled(1), num_draft_tokens=2)
+        out = more.result(WITHIN_S)
+        assert tokens + out.tokens == alone(
+            ids, max_context=1024, max_tokens=len(tokens) + 20, sampling=sampled(1)
+        )
+        assert out.stats.reused_tokens >= len(ids)
+        other.cancel()
+
+
+def _text_of(tokens: Sequence[int]) -> str:
+    return pair_of().prompt_format.tokenizer.decode(list(tokens))
+
+
+def test_without_a_budget_nothing_is_kept():
+    with engine_on(prefix_budget=0) as engine:
+        for _ in range(2):
+            out = engine.submit(ids_of(count=40), max_tokens=6).result(WITHIN_S)
+            assert out.stats.reused_tokens == 0
+        assert engine.status.cached_bytes == 0
+
+
+# The cache itself
+
+
+class Kept:
+    """A cache that is used as a batch uses it, with its rows checked against a fresh prefill."""
+
+    def __init__(self, budget: int, **options):
+        self.target = pair_of("e2b", 2048).target
+        self.cache = PrefixCache(self.target, budget=budget, **options)
+
+    def read(self, ids: list[int]) -> tuple[Lease, int]:
+        lease = self.cache.take(ids)
+        kv, _, reused = lease.history.extend(ids, room=8, marks=lease.marks)
+        self.cache.prefilled(lease, ids, kv)
+        self.kv = kv
+        return lease, reused
+
+    def answer(self, ids: list[int]) -> int:
+        """Read `ids`; a reply of one token ends at once."""
+        lease, reused = self.read(ids)
+        self.cache.ended(lease, [*ids, 1], self.kv)
+        del self.kv
+        self.check()
+        return reused
+
+    def check(self) -> None:
+        for entry in self.cache._entries:
+            history = entry.history
+            if history.nbytes:
+                expected = prefilled_rows(self.target, [*history.tokens[: history.rows], 0])
+                gap = largest_gap(self.target, history._kv, expected, history.rows, written=history._written)
+                assert gap < TOLERANCE
+
+
+def one_entry_bytes() -> int:
+    kept = Kept(2**30)
+    kept.answer(words(0, 40))
+    return kept.cache.nbytes
+
+
+def test_the_longest_unused_are_dropped_first():
+    one = one_entry_bytes()
+    kept = Kept(int(3.5 * one))
+    for i in range(3):
+        assert kept.answer(words(i, 40)) == 0
+    assert kept.answer([*words(0, 40), 9]) == 40, "used again, so that it is the newest"
+    kept.answer(words(3, 40))
+    assert len(kept.cache) == 3 and kept.cache.nbytes <= kept.cache.budget
+    assert kept.answer([*words(1, 40), 9]) == 0
+    assert kept.answer([*words(3, 40), 9]) == 40
+
+
+def test_what_goes_on_is_taken_over_and_what_parts_is_forked():
+    kept = Kept(2**30)
+    ids = words(0, 9)  # so few that no ring has come round
+    kept.answer(ids)
+    assert kept.answer([*ids, *words(1, 3)]) == 9 and len(kept.cache) == 1
+    assert kept.answer([*ids, *words(2, 3)]) == 9 and len(kept.cache) == 2
+    assert kept.answer([*ids, *words(1, 3), 7]) == 12, "the first branch is still there"
+
+
+def test_a_running_row_lends_its_prompt_and_is_not_disturbed():
+    kept = Kept(2**30)
+    ids = words(0, 60)
+    lease, _ = kept.read(ids)
+    kv = kept.kv
+    assert kept.answer([*ids, *words(1, 9)]) == 60
+    assert len(kept.cache) == 2
+    kept.cache.ended(lease, [*ids, 5], kv)
+    kept.check()
+    assert kept.answer([*ids, 5, 6]) == 60
+
+
+def test_a_running_row_over_the_budget_keeps_no_second_copy():
+    one = one_entry_bytes()
+    kept = Kept(int(1.2 * one))
+    lease, _ = kept.read(words(0, 40))
+    kv = kept.kv
+    other, _ = kept.read(words(1, 40))
+    assert kept.cache.nbytes <= kept.cache.budget
+    kept.cache.ended(lease, [*words(0, 40), 5], kv)
+    kept.cache.dropped(other)
+    assert kept.cache.nbytes <= kept.cache.budget
+    assert kept.answer([*words(0, 40), 5, 6]) == 40
+
+
+def test_a_fork_that_would_not_fit_takes_the_entry_over():
+    one = one_entry_bytes()
+    kept = Kept(int(1.5 * one))
+    kept.answer([*words(0, 40), *words(1, 20)])
+    assert kept.answer([*words(0, 40), *words(2, 20)]) >= 0
+    assert len(kept.cache) == 1 and kept.cache.nbytes <= kept.cache.budget
+
+
+def test_buffers_that_several_share_count_once():
+    kept = Kept(2**30)
+    kept.answer(words(0, 14))
+    before = kept.cache.nbytes
+    lease = kept.cache.take([*words(0, 9), 3])
+    kept.cache.interrupted(lease)
+    assert len(kept.cache) == 2
+    assert kept.cache.nbytes == before
+
+
+def test_a_mark_is_only_set_where_it_saves_something():
+    kept = Kept(2**30)
+    kept.answer(words(0, LEAST_MARKED - 1))
+    assert kept.cache.take([*words(0, LEAST_MARKED - 1), *words(1, 9)]).marks == ()
+    kept = Kept(2**30)
+    kept.answer([*words(0, 200), *words(1, 100)])
+    assert kept.cache.take([*words(0, 200), *words(2, 100)]).marks == (200,)
+
+
+def test_unused_room_is_given_back():
+    kept = Kept(2**30)
+    ids = words(0, 40)
+    lease = kept.cache.take(ids)
+    kv, _, _ = lease.history.extend(ids, room=1500)
+    text = kept.target.text
+    assert capacity_of(text, kv) >= 1536
+    kept.cache.prefilled(lease, ids, kv)
+    kept.cache.ended(lease, [*ids, 1], kv)
+    assert capacity_of(text, tuple(lease.history._kv)) == 256
+    kept.check()
+
+
+def test_shrinking_drops_half_and_says_when_there_is_nothing_left():
+    kept = Kept(2**30)
+    for i in range(4):
+        kept.answer(words(i, 40))
+    before = kept.cache.nbytes
+    assert kept.cache.shrink() and kept.cache.nbytes <= before // 2
+    assert kept.answer([*words(3, 40), 5]) == 40, "the newest stays"
+    for _ in range(10):
+        kept.cache.shrink()
+    assert kept.cache.nbytes == 0 and not kept.cache.shrink()
+
+
+def test_long_prompts_are_compared_quickly():
+    history = History(pair_of().target)
+    history.tokens, history.rows = list(range(100_000)), 100_000
+    for at in (0, 1, 511, 512, 513, 70_000, 99_998):
+        other = list(range(100_000))
+        other[at] = -1
+        assert history.common(other) == at
+    assert history.common(list(range(100_000))) == 99_999
+    assert history.common(list(range(50))) == 49
+    assert history.common([*range(100_000), 3]) == 100_000
