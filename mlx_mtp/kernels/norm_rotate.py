@@ -12,7 +12,7 @@ from mlx_mtp.layers import Rotation
 from mlx_mtp.layers import norm_rotate as stock
 
 DIMS = (16, 32, 64, 128, 256, 512)
-SIMDGROUPS = 4  # heads of a threadgroup
+SIMDGROUPS = 1  # a head a threadgroup, as stock's norm has
 HEAD = """
     const uint lane = thread_index_in_simdgroup;
     const int head = threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup;
