@@ -12,7 +12,7 @@ from cli_runs import COMMAND, babble, environment, one_line, run_cli, run_main, 
 
 PATIENCE_S = 180
 SHORT = ("--max-tokens", "8", "--seed", "3", "--mtp", "off")
-STATUS = r"(\d+) tok · [\d.]+ tok/s · [^\r\n]*ctx [\d.k]+/512[^\r\n]*\r\n"
+STATUS = r"(\d+) tok · [\d.]+ tok/s (?:\(plain [^)]*\) )?· [^\r\n]*ctx [\d.k]+/512[^\r\n]*\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +188,13 @@ def test_the_demo_pair_says_what_it_is():
 def test_a_reply_stopped_while_the_prompt_is_read_is_taken_back(model):
     import mlx_mtp
     from mlx_mtp.cli.interrupts import Interrupts
+    from mlx_mtp.cli.options import ReplyOptions
     from mlx_mtp.cli.session import Session
+    from mlx_mtp.cli.talk import Talk
 
     interrupts = Interrupts()
-    pair = mlx_mtp.load(model)
-    request = {"num_draft_tokens": 0, "max_tokens": 4, "sampling": mlx_mtp.Sampling(temperature=0.0)}
-    session = Session(pair, request, None, interrupts)
+    options = ReplyOptions(4, 0, (), None, {"temperature": 0.0})
+    session = Session(mlx_mtp.load(model), Talk(str(model), options, "plain"), interrupts)
     whole = session._stop_if_asked
 
     def press(done: int, total: int) -> None:
@@ -203,8 +204,8 @@ def test_a_reply_stopped_while_the_prompt_is_read_is_taken_back(model):
     session._stop_if_asked = press
     session.say("Why?")
     assert session.stats is None
-    assert session._messages == []
+    assert session.talk.messages == []
     session._stop_if_asked = whole
     session.say("Why?")
     assert session.stats is not None
-    assert len(session._messages) == 2
+    assert len(session.talk.messages) == 2

@@ -13,7 +13,7 @@ from mlx_mtp.cli.commands import Command, Message, Unknown, read_line
 from mlx_mtp.cli.interrupts import Interrupts
 from mlx_mtp.cli.options import parse_mtp, reply_options
 from mlx_mtp.cli.patience import Patience
-from mlx_mtp.cli.status import short_count, status_line
+from mlx_mtp.cli.status import context_warning, short_count, status_line
 from mlx_mtp.cli.terminal import ReplyWriter
 from mlx_mtp.errors import ParameterError
 
@@ -83,19 +83,32 @@ def figures(**changes):
         "tokens_per_round": 2.94,
         "draft_acceptance_rate": 0.708,
         "reused_tokens": 812,
+        "peak_memory_bytes": 17_830_000_000,
         "reason": None,
     }
     return SimpleNamespace(**(values | changes))
 
 
 def test_status_line_with_drafting():
-    line = "412 tok · 38.2 tok/s · 2.9 tok/round · accept 71 % · ctx 3.1k/32k · reused 812"
+    line = "412 tok · 38.2 tok/s · 2.9 tok/round · accept 71 % · ctx 3.1k/32k · reused 812 · 17.8 GB"
     assert status_line(figures(), 32000) == line
+
+
+def test_plain_speed_stands_in_the_status_line_only_where_it_was_measured():
+    assert "tok/s (plain 24.9, ×1.54) · " in status_line(figures(), 32000, plain_tps=24.9)
+    assert "plain" not in status_line(figures(), 32000)
+    assert "plain" not in status_line(figures(drafted=0), 32000, plain_tps=24.9)  # it would be compared with itself
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(22_000, None), (23_000, "80 %"), (28_000, "95 %")])
+def test_a_context_that_comes_to_its_end_is_spoken_of(tokens, said):
+    warning = context_warning(figures(prompt_tokens=tokens, generation_tokens=3000), 32000)
+    assert (warning is None) if said is None else (said in warning)
 
 
 def test_status_line_of_plain_decoding_claims_no_acceptance():
     stats = figures(drafted=0, reused_tokens=0, reason="parked: no drafter is loaded")
-    line = "412 tok · 38.2 tok/s · ctx 3.1k/32k · parked: no drafter is loaded"
+    line = "412 tok · 38.2 tok/s · ctx 3.1k/32k · 17.8 GB · parked: no drafter is loaded"
     assert status_line(stats, 32000) == line
 
 

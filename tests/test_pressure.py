@@ -12,7 +12,9 @@ import mlx_mtp.conversation
 import mlx_mtp.turns
 from mlx_mtp.cli.generate import _print_as_it_comes
 from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.options import ReplyOptions
 from mlx_mtp.cli.session import Session
+from mlx_mtp.cli.talk import Talk
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.errors import MemoryRefusal
 from mlx_mtp.pressure import LOOK_EVERY_S, PATIENCE_S, SHRINK_EVERY_S, STOPPED, Guard
@@ -292,10 +294,10 @@ def test_an_absurd_request_is_refused_instead_of_ending_the_process():
 def test_commands_say_why_a_reply_stopped(monkeypatch, capsys, command):
     guards = [ScriptedGuard(["none"] * 3 + ["stop"])]
     monkeypatch.setattr(mlx_mtp.conversation, "Guard", guards.pop)
-    request = {"max_tokens": 9, "sampling": SAMPLED, "num_draft_tokens": 0}
+    pair, options = mlx_mtp.load("demo"), ReplyOptions(9, 0, (), None, {})
     if command == "generate":
-        _print_as_it_comes(mlx_mtp.load("demo"), "def f", request)
+        _print_as_it_comes(pair, "def f", options.request(pair))
     else:
-        Session(mlx_mtp.load("demo"), request, None, Interrupts()).say("hello")
+        Session(pair, Talk("demo", options, "plain"), Interrupts()).say("hello")
     said = capsys.readouterr().err
     assert f"({STOPPED})" in said and " tok · " in said

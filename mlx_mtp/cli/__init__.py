@@ -1,6 +1,6 @@
 """The `mlx-mtp` command: one file a subcommand; the only code here that prints.
 
-Exit codes: 0 ok, 1 the answer is no (`prove`), 2 usage, 3 model or drafter, 4 memory,
+Exit codes: 0 ok, 1 the answer is no (`prove`, `race`), 2 usage, 3 model or drafter, 4 memory,
 5 network, 130 interrupted.
 """
 
@@ -19,7 +19,9 @@ from mlx_mtp.cli.doctor import doctor
 from mlx_mtp.cli.generate import generate
 from mlx_mtp.cli.layout import terminal_columns, wrapped
 from mlx_mtp.cli.prove import prove
+from mlx_mtp.cli.race import race
 from mlx_mtp.cli.terminal import hold_standard_files
+from mlx_mtp.cli.tune import tune
 from mlx_mtp.errors import MtpError
 
 app = typer.Typer(
@@ -53,6 +55,8 @@ app.command()(chat)
 app.command()(generate)
 app.command()(batch)
 app.command()(prove)
+app.command()(race)
+app.command()(tune)
 app.command()(doctor)
 app.add_typer(models.app)
 
