@@ -93,7 +93,7 @@ def restore(times: RoundTimes, key: ProfileKey) -> Found:
 
 def save(times: RoundTimes, key: ProfileKey) -> str | None:
     """Keep what is known for the next run, if anything is; -> a warning where that failed."""
-    if not times.is_known():
+    if not times.is_known() and not times.distinct:
         return None
     try:
         return write_json_file(profile_path(key), times.to_json(), key=asdict(key))
@@ -124,12 +124,23 @@ def import_profile(text: str | bytes, times: RoundTimes, key: ProfileKey) -> Non
     theirs: Any = content["key"]
     ours = asdict(key)
     if theirs != ours:
-        differ = [name for name in ours if not isinstance(theirs, dict) or theirs.get(name) != ours[name]]
-        raise ParameterError(f"the profile was made for another {', '.join(differ) or 'key'}; {remedy}")
+        raise ParameterError(f"the profile was made for another {_difference(theirs, ours)}; {remedy}")
     try:
         times.learn(content["times"])
     except ValueError as error:
         raise ParameterError(f"the profile's times cannot be used: {error}; {remedy}") from None
+
+
+def _difference(theirs: Any, ours: dict[str, Any]) -> str:
+    """The parts of a key that differ, with what they are there and here."""
+    if not isinstance(theirs, dict):
+        return "place"
+    differ = [
+        f"{name} ({str(theirs.get(name))[:40]}, here {str(mine)[:40]})"
+        for name, mine in ours.items()
+        if theirs.get(name) != mine
+    ]
+    return ", ".join(differ) or "version of this program"
 
 
 def profile_path(key: ProfileKey) -> Path:

@@ -13,6 +13,11 @@ PROMPT_ROWS = 64
 GREEDY = Sampling(temperature=0.0)
 
 
+def capacity_of_rounds(room: int) -> int:
+    """K/V rows of full layers that a text of `room` tokens takes."""
+    return capacity_for(PROMPT_ROWS + room + 1)
+
+
 class TimedRounds:
     """Greedy rounds over `room` tokens at most; one size of bucket throughout, so that only the drafts differ."""
 
@@ -20,7 +25,7 @@ class TimedRounds:
         target = rounds.target
         ids = [(i * 7919 + 3) % target.text.vocab_size for i in range(PROMPT_ROWS)]
         end = PROMPT_ROWS + room + 1
-        kv = list(new_kv(target, capacity_for(end)))
+        kv = list(new_kv(target, capacity_of_rounds(room)))
         hidden = prefill(target, kv, ids)
         state = State(
             kv=tuple(kv),

@@ -184,7 +184,7 @@ def test_experts_are_those_that_the_router_chose(monkeypatch):
         return chosen, weights
 
     monkeypatch.setattr(mlx_mtp.layers, "route", route)
-    routes = experts.routes_of(pair.target, ids, reply, long())
+    routes = experts.routes_of(pair.target, ids, reply, long().check)
     assert all(len(layer) == len(reply) for layer in routes)
     layers = pair.target.text.num_layers
     passes = [

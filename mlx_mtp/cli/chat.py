@@ -10,6 +10,7 @@ from mlx_mtp.cli import options
 from mlx_mtp.cli.chat_commands import Leave, OtherModel, go_on_with, obey, usual_view
 from mlx_mtp.cli.commands import HELP, Command, Message, read_line
 from mlx_mtp.cli.first_choice import choose_model, remember
+from mlx_mtp.cli.idle_calibration import IdleCalibration
 from mlx_mtp.cli.interrupts import Interrupts
 from mlx_mtp.cli.json_turns import JsonTurns
 from mlx_mtp.cli.kernel_tests import KernelTests
@@ -160,11 +161,12 @@ def _chat(asked: Opening, talk: Talk, read: ReadLine, turns: JsonTurns | None, *
             talk.model = asked.model
             say("Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands.")
             session, tests = Session(pair, talk, interrupts, turns), KernelTests(pair)
+            calibration = IdleCalibration(pair)
             if resume and talk.kept_as is not None:
                 go_on_with(session, talk.kept_as)
                 resume = False
             try:
-                _converse(session, read, interrupts, tests)
+                _converse(session, read, interrupts, tests, calibration)
                 return
             except OtherModel as other:
                 asked, before = Opening(other.model, yes=asked.yes), asked
@@ -172,12 +174,20 @@ def _chat(asked: Opening, talk: Talk, read: ReadLine, turns: JsonTurns | None, *
                 tests.pause()
 
 
-def _converse(session: Session, read: ReadLine, interrupts: Interrupts, tests: KernelTests) -> None:
+def _converse(
+    session: Session,
+    read: ReadLine,
+    interrupts: Interrupts,
+    tests: KernelTests,
+    calibration: IdleCalibration,
+) -> None:
     """Turns until the input ends, /exit, or Ctrl-C twice (which leaves as KeyboardInterrupt)."""
     while True:
-        if session.stats is not None:  # never before the first reply
-            tests.resume()
         try:
+            if session.stats is not None:  # never before the first reply
+                if session.talk.options.num_draft_tokens == "auto":
+                    calibration.play()
+                tests.resume()
             line = read()
         except EOFError:
             return

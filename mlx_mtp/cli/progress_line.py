@@ -68,6 +68,8 @@ class Meter:
         parts = [f"{self.percent} %"]
         if self.progress.stage == "prefill":
             return [*parts, f"{short_count(done)}/{short_count(total)} tokens"]
+        if self.progress.stage == "calibrate":
+            return [*parts, f"{done}/{total} rounds"]
         parts.append(share_text(done, total))
         speed = self.speed(now)
         if speed is not None and done < total:
