@@ -67,7 +67,7 @@ class IdleCalibration:
 
 @contextmanager
 def keys_kept() -> Iterator[None]:
-    """Keys typed meanwhile are not shown, and wait for whoever reads next; nothing changes where there is no terminal."""
+    """Keys typed meanwhile are not shown, and wait for whoever reads next; without a terminal nothing changes."""
     if sys.stdin is None or not sys.stdin.isatty():
         yield
         return
