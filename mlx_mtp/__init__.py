@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlx_mtp.pair import Pair, load
     from mlx_mtp.progress import Progress
     from mlx_mtp.sampling import Sampling
+    from mlx_mtp.self_check import SelfCheck, selfcheck
 
 _HOME = {
     "load": "pair",
@@ -44,6 +45,8 @@ _HOME = {
     "MemoryEstimate": "memory",
     "Pair": "pair",
     "Progress": "progress",
+    "selfcheck": "self_check",
+    "SelfCheck": "self_check",
     "MtpError": "errors",
     "CheckpointError": "errors",
     "PairError": "errors",
@@ -71,6 +74,8 @@ __all__ = [
     "MemoryEstimate",
     "Pair",
     "Progress",
+    "selfcheck",
+    "SelfCheck",
     "MtpError",
     "CheckpointError",
     "PairError",

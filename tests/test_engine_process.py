@@ -21,7 +21,8 @@ def all_of_it():
     cache = mx.set_cache_limit(1 << 20)
     mx.set_cache_limit(cache)
     files = sorted(os.listdir("/proc/self/fd")) if sys.platform == "linux" else []
-    return dict(os.environ), signals, limits, mx.get_memory_limit(), cache, mx.default_device(), threading.excepthook, sys.excepthook
+    mlx = mx.get_memory_limit(), cache, mx.default_device()
+    return dict(os.environ), signals, limits, files, mlx, threading.excepthook, sys.excepthook
 
 before = all_of_it()
 from mlx_mtp import Engine, Sampling
@@ -170,7 +171,6 @@ def test_a_soak_of_a_thousand_turns(capsys):
     footprints = soak(1000, every=10)
     growth = slope(footprints) / 10
     with capsys.disabled():
-        print(
-            f"\nfootprint {footprints[33] / 2**20:.1f} to {footprints[-1] / 2**20:.1f} MiB, {growth:.0f} bytes a turn"
-        )
+        first, last = footprints[33] / 2**20, footprints[-1] / 2**20
+        print(f"\nfootprint {first:.1f} to {last:.1f} MiB, {growth:.0f} bytes a turn")
     assert growth < 1024, footprints
