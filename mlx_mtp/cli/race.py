@@ -101,6 +101,7 @@ def _record_both(
         def on_tokens(done: int, name: str = name) -> None:
             _progress(f"recording {name}: {done}/{total} tokens")
 
+        _progress(f"warming up {name}")
         arms.append(
             record(pair, messages, name=name, n=n, num_draft_tokens=k, on_tokens=on_tokens, **request)
         )

@@ -58,9 +58,10 @@ class Panes:
         moment = min(seconds, arm.seconds)
         if shown > 1 and moment > 0:
             figures += f" · {(shown - 1) / moment:.1f} tok/s"
-        if shown == len(marks):
-            figures += f" · done in {arm.seconds:.1f} s"
-        return Panel(Group(*parts), title=Text(figures), title_align="left")
+        end = Text(f"done in {arm.seconds:.1f} s") if shown == len(marks) else None
+        return Panel(
+            Group(*parts), title=Text(figures), title_align="left", subtitle=end, subtitle_align="right"
+        )
 
 
 def _cleaned(marks: Sequence[Mark]) -> list[Mark]:
