@@ -29,12 +29,14 @@ def endless(model) -> tuple[str, ...]:
 class Terminal(pexpect.spawn):
     """A chat on a pseudo-terminal."""
 
-    def __init__(self, model: Path | str, *words: str, term: str, columns: int = 100) -> None:
+    def __init__(
+        self, model: Path | str, *words: str, term: str, columns: int = 100, env: dict[str, str] | None = None
+    ) -> None:
         arguments = [*COMMAND[1:], "chat", str(model), *words]
         super().__init__(
             COMMAND[0],
             arguments,
-            env=environment(TERM=term),
+            env=environment(TERM=term, **(env or {})),
             encoding="utf-8",
             timeout=PATIENCE_S,
             dimensions=(30, columns),
