@@ -3,8 +3,8 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -26,6 +26,7 @@ from mlx_mtp.turns import History
 LOG = logging.getLogger(__name__)
 MAX_BATCH = 64  # rows decoded together at most
 LOOK_ROUNDS = 8  # rounds between two looks at whether another width pays
+MEANWHILE_S = 0.1  # of rounds between two chunks of a prefill, at least one: rows that run slow down, no more
 CALM_ROUNDS = 64  # rounds without a shortage after which a batch that was narrowed takes twice as many rows
 
 
@@ -118,7 +119,12 @@ class Batch:
         self.calm = self.played = 0  # rounds since memory was short, and since the width was looked at
         self.tokens = 0
         self.was_noted = False
+        self.steps: Generator[Step, None, None] | None = None  # the rounds, while they go on
+        self.capacity = 0  # of the state's buffers, which the rounds have then
+        self.ready: tuple[list[Row], list[State]] = ([], [])  # rows that were prefilled meanwhile
         self.starter = Starter(pair, guard, self.sampler, watch.on_progress, histories)
+        if arrivals is not none_arrive:
+            self.starter.meanwhile = self._play_meanwhile
 
     @property
     def wanted(self) -> int:
@@ -133,19 +139,20 @@ class Batch:
     def run(self) -> None:
         """Until all rows have ended and none has arrived."""
         self._look_for_arrivals()
-        while self.waiting or self.running:
+        while self.waiting or self.running or self.ready[0]:
             try:
                 self._fill()
+                relief = self._rounds()
             except MemoryRefusal as refusal:
                 self._give_up(refusal)
                 continue
-            self._relieve(self._rounds())
+            self._relieve(relief)
             self._look_for_arrivals()
         self._hand_back()
 
     def abandon(self) -> list[Row]:
         """Let go of all that run, after `run` raised something -> the rows that were still to begin."""
-        self.slots, self.cell = [], StateCell()
+        self.slots, self.cell, self.ready = [], StateCell(), ([], [])
         self.starter.forget()
         return list(self.waiting)
 
@@ -158,23 +165,27 @@ class Batch:
             self._stop([row], None, "cancelled")
         if arrived:
             self.waiting.extend(arrived)
-            every = [row for row in (*self.slots, *self.waiting) if row.is_running]
-            self.sampler = self.starter.sampler = sampler_class([row.request.sampling for row in every])
+            every = [row for row in (*self.slots, *self.ready[0], *self.waiting) if row.is_running]
+            self.sampler = sampler_class([row.request.sampling for row in every])
 
     def _fill(self) -> None:
         """Let rows that wait join: in the places of those that have ended, then behind them."""
         self._hand_back()
         if not self.running:
             self.slots, self.cell, self.width = [], StateCell(), self.widest
-        joining, states = self._start(self.wanted - len(self.running))
+        (joining, states), self.ready = self.ready, ([], [])
+        if not joining:
+            joining, states = self._start(self.wanted - len(self.running))
         text = self.pair.target.text
-        if states and self.slots:
-            states = level_fields(self.cell, states)
         if not self.slots:
             self.slots = joining
             if states:
-                self.cell.put(join_rows(text, states))
+                self.cell.put(join_rows(text, level_fields(states)))
             return
+        if states:
+            state, *states = level_fields([self.cell.take(), *states])
+            self.cell.put(state)
+            del state
         free = [i for i, row in enumerate(self.slots) if not row.is_running]
         if states and free:
             placed = dict(zip(free, states, strict=False))
@@ -235,8 +246,9 @@ class Batch:
         """Where rows would join; None while nothing runs."""
         if not self.slots:
             return None
-        capacity = capacity_of(self.pair.target.text, self.cell.peek().kv)
-        return Place(len(self.slots), len(self.slots) - len(self.running), capacity)
+        if self.steps is None:
+            self.capacity = capacity_of(self.pair.target.text, self.cell.peek().kv)
+        return Place(len(self.slots), len(self.slots) - len(self.running), self.capacity)
 
     # Rounds
 
@@ -244,22 +256,17 @@ class Batch:
         """Rounds until rows can join or leave, or less memory has to be taken -> what the guard said."""
         if not self.slots:
             return "none"
-        self._leave_out_ended()
-        eos = frozenset(self.pair.prompt_format.eos_ids)
-        limits = [
-            RowLimits(row.request.max_tokens - len(row.written), eos, is_new=not row.written)
-            for row in self.slots
-        ]
-        steps = decode(
-            self.pair.rounds, self.cell, limits, self.policy, self.sampler, until_one_ends=bool(self.waiting)
-        )
         try:
-            for step in steps:
+            for step in self._open_rounds():
                 is_seen = self._take(step)
                 self._look_for_arrivals()
                 self._look_at_width()
                 running = len(self.running)
-                if not running or not is_seen or (self.waiting and running < self.wanted):
+                if not running or not is_seen:
+                    return "none"
+                if self.waiting and running < self.wanted:
+                    if self.starter.meanwhile is not None:
+                        self.ready = self._start(self.wanted - running)
                     return "none"
                 relief = self.guard.relief()
                 if relief != "none":
@@ -268,7 +275,48 @@ class Batch:
                     return "none"
             return "none"
         finally:
-            steps.close()
+            self._close_rounds()
+
+    def _open_rounds(self) -> Generator[Step, None, None]:
+        self._leave_out_ended()
+        eos = frozenset(self.pair.prompt_format.eos_ids)
+        limits = [
+            RowLimits(row.request.max_tokens - len(row.written), eos, is_new=not row.written)
+            for row in self.slots
+        ]
+        state = self.cell.peek()
+        self.capacity = capacity_of(self.pair.target.text, state.kv)
+        # Rows that wait may need what no row of the state does, and has no arrays for.
+        sampler = replace(
+            self.sampler,
+            penalties=self.sampler.penalties and state.counts is not None,
+            bias=self.sampler.bias and "bias" in state.sampling,
+        )
+        del state
+        self.steps = decode(
+            self.pair.rounds, self.cell, limits, self.policy, sampler, until_one_ends=bool(self.waiting)
+        )
+        return self.steps
+
+    def _close_rounds(self) -> None:
+        if self.steps is not None:
+            self.steps.close()
+            self.steps = None
+
+    def _play_meanwhile(self) -> None:
+        """Rounds between two chunks of the prefill of a row that joins later, so that the others do not stand still."""
+        until = time.perf_counter() + MEANWHILE_S
+        while self.steps is not None and self.running:
+            step, before = next(self.steps, None), len(self.running)
+            if step is not None:
+                self._take(step)
+            if step is None or len(self.running) < before:
+                # Rows that have ended write no more: what is kept of them must stay as it is.
+                self._close_rounds()
+                if self.running:
+                    self._open_rounds()
+            if time.perf_counter() >= until:
+                return
 
     def _leave_out_ended(self) -> None:
         """Rows that ended by a stop string, which rounds know nothing of, write no more."""
@@ -336,7 +384,9 @@ class Batch:
         self.calm, self.width = 0, max(width, 1)
         if self.watch.on_note is not None and not self.was_noted:
             self.was_noted = True
-            most = f"the {self.widest} asked for" if self.chooser is None else f"{self.chooser.width} that pay"
+            most = (
+                f"the {self.widest} asked for" if self.chooser is None else f"{self.chooser.width} that pay"
+            )
             self.watch.on_note(f"memory admits {self.width} rows at a time for now, of {most}; {REMEDY}")
 
     def _give_up(self, refusal: MemoryRefusal) -> None:

@@ -138,6 +138,8 @@ class Worker:
         with self.shared.changed:
             self.shared.is_closing = True
             self.shared.changed.notify_all()
+        for job in list(self._live):
+            job.mailbox.cancel()
         if threading.current_thread() is not self._thread and self._thread.is_alive():
             self._thread.join(timeout)
 

@@ -126,8 +126,8 @@ class Starter:
         histories: Histories,
     ):
         self.is_short = False  # memory was short while the last row was prefilled
-        self.sampler = sampler  # of the batch that rows join
-        self._pair, self._guard = pair, guard
+        self.meanwhile: Callable[[], None] | None = None  # done after each chunk of a prefill but the last
+        self._pair, self._guard, self._sampler = pair, guard, sampler
         self._on_progress, self._histories = on_progress, histories
         self._shared: Prefilled | None = None
 
@@ -159,8 +159,8 @@ class Starter:
             row.request,
             prefilled.kv,
             prefilled.hidden,
-            with_bias=self.sampler.bias,
-            with_counts=self.sampler.penalties,
+            with_bias=self._sampler.bias,
+            with_counts=self._sampler.penalties or row.request.sampling.penalises,
             written=row.written,
         )
 
@@ -223,3 +223,5 @@ class Starter:
             )
         if self._on_progress is not None:
             self._on_progress(done, total)
+        if self.meanwhile is not None and done < total:
+            self.meanwhile()

@@ -67,11 +67,9 @@ def add_rows(text: TextConfig, cell: StateCell, rows: Sequence[State]) -> None:
     cell.put(wider)
 
 
-def level_fields(cell: StateCell, rows: Sequence[State]) -> list[State]:
-    """Give the cell's state and all `rows` counts, and a bias, where any has them; rows that use none get zeros."""
-    state = cell.take()
-    every = [state, *rows]
-    del state
+def level_fields(states: Sequence[State]) -> list[State]:
+    """Give all states counts, and a bias, where any has them; rows that use none get zeros."""
+    every = list(states)
     counts = next((own.counts for own in every if own.counts is not None), None)
     bias = next((own.sampling["bias"] for own in every if "bias" in own.sampling), None)
     for i, own in enumerate(every):
@@ -81,8 +79,7 @@ def level_fields(cell: StateCell, rows: Sequence[State]) -> list[State]:
         if bias is not None and "bias" not in own.sampling:
             zeros = mx.zeros((batch, *bias.shape[1:]), bias.dtype)
             every[i] = every[i]._replace(sampling=own.sampling | {"bias": zeros})
-    cell.put(every[0])
-    return every[1:]
+    return every
 
 
 def row_of(state: State, b: int) -> KeysValues:

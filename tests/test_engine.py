@@ -555,3 +555,46 @@ def test_broken_numbers_end_one_reply_and_leave_nothing_behind(monkeypatch):
         again = engine.submit(ids_of(), max_tokens=9).result(WITHIN_S)
         assert again.stats.reused_tokens == 0
     assert again.tokens == alone(ids_of(), max_tokens=9)
+
+
+def test_replies_go_on_while_another_prompt_is_read():
+    """Rounds are played between two chunks; a cancel in that time does not wait for the end of the prompt either."""
+    prompt = ids_of(count=60) * 60  # 3600 tokens: eight chunks
+    with engine_on(max_context=4096, max_batch=3) as engine:
+        first = engine.submit(ids_of(), max_tokens=LONG, num_draft_tokens=2)
+        second = engine.submit(ids_of(start=3), max_tokens=LONG, num_draft_tokens=2)
+        next(first_kept := iter(first))
+        next(second_kept := iter(second))
+        reading = engine.submit(prompt, max_tokens=5)
+        seen: list[tuple[int, int]] = []
+        for event in reading.events():
+            if isinstance(event, Progress) and event.done and event.done < len(prompt):
+                seen.append((event.done, first.stats.rounds))
+                if len(seen) == 3:
+                    second.cancel()
+                    assert second.result(WITHIN_S).finish_reason == "cancelled"
+                    assert not reading.is_done
+        out, ended = reading.result(0), second.result(0)
+        first.cancel()
+        done = first.result(WITHIN_S)
+        # What is kept of the one that was cancelled are its tokens' rows, though others went on.
+        more = engine.submit([*ids_of(start=3), *ended.tokens], max_tokens=8).result(WITHIN_S)
+        del first_kept, second_kept
+    assert seen[-1][1] > seen[0][1], seen
+    assert out.tokens == alone(prompt, max_context=4096, max_tokens=5)
+    assert done.tokens == alone(ids_of(), max_context=4096, max_tokens=LONG)[: len(done.tokens)]
+    assert ended.tokens + more.tokens == alone(
+        ids_of(start=3), max_context=4096, max_tokens=len(ended.tokens) + 8
+    )
+
+
+def test_closing_does_not_wait_for_a_long_prompt():
+    engine = Engine(pair_of("e2b", 16_384))
+    handle = engine.submit(ids_of(count=60) * 260, max_tokens=5)
+    next(events := handle.events())
+    began = time.monotonic()
+    engine.close()
+    took = time.monotonic() - began
+    out = handle.result(0)
+    assert (out.finish_reason, out.tokens) == ("cancelled", []), took
+    del events
