@@ -10,7 +10,7 @@ every text with every arm in turn, decoding only; runs add their passes to those
 arm's seconds over auto's: below 1 auto is slower than the number of drafts that was best in hindsight, for each text.
 "later texts": times of rounds are known from a kept profile. "first text": nothing is known and nothing is traced yet,
 against arms that are traced. Then the measured costs of rounds and the recorded acceptance are played through the
-simulator.
+simulator; a run without variants records that acceptance, once, and writes the summary.
 """
 
 import argparse
@@ -46,10 +46,11 @@ from mlx_mtp.timed_rounds import TimedRounds
 OPENBLAS = Path("/usr/lib/x86_64-linux-gnu/libopenblas.so.0")
 FIXED = (0, 1, 2, 3, 4, 6)
 MOST = 8  # drafts in recorded texts and curves
-TOKENS = 96
+TOKENS = 64
+RECORDED = 240  # tokens of a text that is replayed
 GREEDY = Sampling(temperature=0.0)
 # GB of added weights: far beyond a cache of 32 MB; fewer where every row is computed alone, which takes long.
-GIGABYTES = {"stock": 0.12, "openblas": 0.4}
+GIGABYTES = {"stock": 0.1, "openblas": 0.16}
 EXPERTS = 32
 VARIANTS = tuple(f"{blas}-{kind}" for blas in GIGABYTES for kind in ("dense", "moe"))
 CURVE_ROUNDS = 5
@@ -70,13 +71,11 @@ class Sample:
 
 
 def texts_of(pair: Pair) -> dict[str, list[int]]:
-    """Token ids of two prompts of code, one of chat and one of prose."""
-    code = held_out_code("demo", 2)
+    """Token ids of a prompt of code, one of chat and one of prose."""
     card = (SOURCE / "MODEL_CARD.md").read_text(encoding="utf-8").split("\n\n")
     prose = next(part for part in card if len(part) > 200 and part[0].isalpha())
     return {
-        "code": code[0],
-        "more code": code[1],
+        "code": held_out_code("demo", 1)[0],
         "chat": held_out_chat(pair, "demo", 1)[0],
         "prose": prompt_ids(pair.prompt_format, prose).ids,
     }
@@ -169,9 +168,10 @@ def recorded(tokens: int) -> dict[str, list[int]]:
 
 
 def play_variant(
-    variant: str, folder: Path, passes: int, tokens: int, gigabytes: float | None
+    variant: str, folder: Path, passes: int, tokens: int, gigabytes: float | None, seconds: float | None
 ) -> dict[str, Any]:
     """Samples of one variant in this process, whose BLAS it is; the curve is measured before them."""
+    began, started = time.strftime("%Y-%m-%d %H:%M:%S"), time.perf_counter()
     blas, kind = variant.split("-")
     size = size_for(
         json.loads((SOURCE / "target" / "config.json").read_text()),
@@ -185,15 +185,15 @@ def play_variant(
     pair = load_ours(str(place / "target"))
     arms, texts = Arms(pair, tokens), texts_of(pair)
     arms.warm_up(texts)
-    began = time.strftime("%Y-%m-%d %H:%M:%S")
-    samples = [
-        arms.play(arm, text, ids, f"{began} #{number + 1}")
-        for number in range(passes)
-        for text, ids in texts.items()
-        for arm in arms.names()
-    ]
+    samples = []
+    for number in range(passes):
+        print(f"{variant}: pass {number + 1} of {passes}", file=sys.stderr, flush=True)
+        for text, ids in texts.items():
+            samples += [arms.play(arm, text, ids, f"{began} #{number + 1}") for arm in arms.names()]
+        if seconds is not None and time.perf_counter() - started > seconds * (number + 1) / (number + 2):
+            break  # another pass would take longer than there is time
     return {
-        "size": asdict(size),
+        "size": asdict(size) | {"tokens": tokens},
         "four rows cost one row times": rounded(four_rows),
         "began": began,
         "commit": commit(),
@@ -231,7 +231,7 @@ def environment_of(variant: str) -> dict[str, str]:
 
 
 def add(kept: dict[str, Any], variant: str, found: dict[str, Any]) -> None:
-    """Samples join those of earlier runs; a pair of another size begins anew."""
+    """Samples join those of earlier runs; a pair of another size, or texts of another length, begin anew."""
     own = kept.setdefault(variant, {"size": found["size"], "curves": [], "runs": [], "samples": []})
     if own["size"] != found["size"]:
         kept.pop(variant)
@@ -248,7 +248,9 @@ def main() -> None:
     )
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--seconds", type=float, help="begin no pass that would end later, of a variant")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="a text")
+    parser.add_argument("--recorded", type=int, default=RECORDED, help="tokens of a replayed text")
     parser.add_argument("--gigabytes", type=float, help="of added weights, for all variants")
     parser.add_argument("--folder", type=Path, help="where enlarged pairs are kept; else written anew")
     parser.add_argument("--json", type=Path, help="where samples are added and the record is written")
@@ -259,7 +261,9 @@ def main() -> None:
         parser.error(f"no such variant: {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
     mx.set_default_device(mx.cpu)
     if args.child:
-        found = play_variant(args.variants[0], args.folder, args.passes, args.tokens, args.gigabytes)
+        found = play_variant(
+            args.variants[0], args.folder, args.passes, args.tokens, args.gigabytes, args.seconds
+        )
         args.child.write_text(json.dumps(found))
         return
     measure(args)
@@ -268,17 +272,16 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> None:
     before = json.loads(args.json.read_text())["results"] if args.json and args.json.is_file() else {}
     kept, right = before.get("variants", {}), before.get("right") or {}
-    if args.variants and any(len(own) != args.tokens for own in right.values()):
-        kept, right = {}, {}
     for variant in args.variants if args.anew else ():
         kept.pop(variant, None)
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--passes", str(args.passes), "--tokens", str(args.tokens)]
         arguments += ["--folder", str(args.folder or folder)]
         arguments += ["--gigabytes", str(args.gigabytes)] if args.gigabytes else []
+        arguments += ["--seconds", str(args.seconds)] if args.seconds else []
         for variant in args.variants:
             add(kept, variant, in_child(variant, arguments, partial(environment_of, variant)))
-    right = right or recorded(args.tokens)
+    right = right if args.variants or right else recorded(args.recorded)
     results = {"summary": summary(kept, right), "right": right, "variants": kept}
     result = record(
         '"auto" against the best fixed number of drafts, enlarged demo pairs, greedy, float32', {}, results

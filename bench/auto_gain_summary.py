@@ -27,7 +27,7 @@ def summary(variants: Mapping[str, Any], right: Mapping[str, Sequence[int]]) -> 
             "ms a token": milliseconds(own["samples"]),
             "best fixed": best_fixed(own["samples"]),
             "measured": {arm: speed(own["samples"], arm) for arm in ARMS},
-            "replayed": replayed(own["curves"], right),
+            "replayed": replayed(own["curves"], right) if right else None,
         }
         for name, own in variants.items()
     }
@@ -56,11 +56,15 @@ def best_fixed(samples: Samples) -> dict[str, str]:
 def speed(samples: Samples, arm: str) -> dict[str, Any]:
     """Auto's speed over the best fixed arm's, all texts together and each, with 95 % bounds of paired resampling.
 
-    A pair is one text in one pass; all seconds are added up before they are divided.
+    A pair is one text in one pass; as many of each text are drawn as were played, so that the bounds are for these
+    texts. All seconds are added up before they are divided.
     """
     pairs = paired(samples, arm)
     rng, texts = random.Random(1), sorted({text for text, _, _ in pairs})
-    drawn = sorted(ratio(rng.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    by_text = [[pair for pair in pairs if pair[0] == text] for text in texts]
+    drawn = sorted(
+        ratio([pair for own in by_text for pair in rng.choices(own, k=len(own))]) for _ in range(RESAMPLES)
+    )
     return {
         "speed": round(ratio(pairs), 4),
         "lower": round(drawn[int(0.025 * RESAMPLES)], 4),
@@ -111,15 +115,16 @@ def replayed(curves: Sequence[Sequence[float]], right: Mapping[str, Sequence[int
 
 
 def words(found: Mapping[str, Any]) -> str:
-    """One paragraph a variant."""
+    """A few lines a variant."""
     lines = []
     for name, own in found.items():
-        lines.append(
-            f"{name}, {own['passes']} passes; a round in plain ones: "
-            + ", ".join(
-                f"{value:.2f}" for value in own["replayed"]["rounds of 0, 1, .. drafts take plain ones"]
+        lines.append(f"{name}, {own['passes']} passes")
+        replay = own["replayed"]
+        if replay:
+            ratios = ", ".join(
+                f"{value:.2f}" for value in replay["rounds of 0, 1, .. drafts take plain ones"]
             )
-        )
+            lines.append(f"  rounds of 0, 1, .. drafts in plain ones: {ratios}")
         for text, arms in own["ms a token"].items():
             times = "  ".join(f"{arm} {value:.1f}" for arm, value in arms.items())
             lines.append(f"  {text}: {times}  (best: {own['best fixed'][text]})")
@@ -127,6 +132,7 @@ def words(found: Mapping[str, Any]) -> str:
             met = "met" if one["lower"] >= GOALS["measured"] else "missed"
             lines.append(
                 f"  {arm}: {one['speed']:.3f} of the best fixed speed ({one['lower']:.3f} to {one['upper']:.3f}; "
-                f"{GOALS['measured']} {met}), {one['over plain']:.2f} x plain; replayed {own['replayed'][arm]:.3f}"
+                f"{GOALS['measured']} {met}), {one['over plain']:.2f} x plain"
+                + (f"; replayed {replay[arm]:.3f}" if replay else "")
             )
     return "\n".join(lines)

@@ -1,10 +1,12 @@
-"""Tokens a second of ragged requests through batches of width 1, 2, 4 and 8 on the demo pair, plain and with drafts.
+"""Tokens a second of ragged requests through batches of width 1, 2, 4 and 8, plain and with drafts, and of auto.
 
     python bench/batch_width.py demo --json bench/results/batch_width.json
     python bench/batch_width.py demo --openblas /usr/lib/x86_64-linux-gnu/libopenblas.so.0
+    python bench/enlarge.py FOLDER --gigabytes 0.4 && python bench/batch_width.py FOLDER/target --prompts 6
 
 Greedy, float32, the same held-out code prompts in every arm, replies of 16 to 112 tokens, arms alternated, prefill
-counted. Every arm's texts must be the same, or nothing is reported.
+counted. Every arm's texts must be the same, or nothing is reported. "auto" learns from its own runs only; so does the
+arm that chooses its width, too.
 """
 
 import argparse
@@ -16,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from demo_models import held_out_code, load_ours
+from demo_models import folder_of, held_out_code, load_ours
 from preload import MARK, check_preloaded, rerun_with
 from report import Run, alternate, machine, record, rounded, save, spread
 
 from mlx_mtp import Sampling
 from mlx_mtp.batch import generate_rows
+from mlx_mtp.batch_choice import make_chooser
 from mlx_mtp.conversation import Request, make_request
+from mlx_mtp.fit import Fit
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import make_policy
 from mlx_mtp.pressure import Guard
+from mlx_mtp.round_times import RoundTimes
 
 WIDTHS = (1, 2, 4, 8)
 
@@ -38,10 +43,14 @@ def requests_of(pair: Pair, target: str, count: int) -> list[Request]:
     ]
 
 
-def play(pair: Pair, requests: list[Request], width: int, drafts: int | str) -> Run:
-    policy = make_policy(drafts, has_drafter=True, fit=pair.rounds.fit, times=pair.rounds.times)
+def play(
+    pair: Pair, requests: list[Request], width: int | None, drafts: int | str, learned: tuple[RoundTimes, Fit]
+) -> Run:
+    """One run; width None: chosen meanwhile. `learned` is what the arm's earlier runs say."""
+    times, fit = learned
+    policy = make_policy(drafts, has_drafter=True, fit=fit, times=times)
     started = time.perf_counter()
-    outs = generate_rows(pair, requests, policy, Guard(), max_batch=width)
+    outs = generate_rows(pair, requests, policy, Guard(), max_batch=width or make_chooser(times, fit, drafts))
     seconds = time.perf_counter() - started
     drafted = sum(out.stats.drafted for out in outs)
     accepted = sum(out.stats.accepted for out in outs)
@@ -50,22 +59,37 @@ def play(pair: Pair, requests: list[Request], width: int, drafts: int | str) -> 
     )
 
 
+def what_of(target: str) -> str:
+    """The pair in words that name no folder of this machine."""
+    if target == "demo":
+        return "the demo pair"
+    size = (folder_of(target) / "model.safetensors").stat().st_size
+    return f"an enlarged demo pair of {size / 1e9:.2f} GB"
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     pair = load_ours(args.target)
     requests = requests_of(pair, args.target, args.prompts)
-    ways: list[tuple[str, int | str]] = [("plain", 0), ("k=2", 2), ("auto", "auto")]
+    ways: list[tuple[str, int | str]] = [("plain", 0), ("k=2", 2), ("k=4", 4), ("auto", "auto")]
     arms: dict[str, Callable[[], Run]] = {
-        f"width {width} {name}": partial(play, pair, requests, width, drafts)
-        for width in WIDTHS
+        f"width {width} {name}": partial(play, pair, requests, width, drafts, (RoundTimes(), Fit()))
+        for width in args.widths
         for name, drafts in ways
     }
+    arms["width auto auto"] = partial(play, pair, requests, None, "auto", (RoundTimes(), Fit()))
     before = machine()
     runs = alternate(arms, repeats=args.repeats, warm_ups=args.warm_ups)
     tokens = sum(request.max_tokens for request in requests)
     rates = {name: spread([tokens / run.seconds for run in own]) for name, own in runs.items()}
-    alone = rates["width 1 plain"]["median"]
-    for rate in rates.values():
+    alone = rates.get("width 1 plain", next(iter(rates.values())))["median"]
+    for name, rate in rates.items():
         rate["this / width 1 plain"] = rounded(rate["median"] / alone)
+        width = name.rpartition(" ")[0]
+        fixed = [
+            own["median"] for other, own in rates.items() if other.startswith(width) and "auto" not in other
+        ]
+        if fixed:
+            rate["this / best fixed of the width"] = rounded(rate["median"] / max(fixed))
     return {"load before": before["load_average"], "tokens a run": tokens, "tokens a second": rates}
 
 
@@ -75,6 +99,7 @@ def main() -> None:
     )
     parser.add_argument("target", nargs="?", default="demo", help='"demo" or the target folder of a pair')
     parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warm-ups", type=int, default=1, help="discarded passes over all arms")
     parser.add_argument("--openblas", type=Path, help="run again with this library preloaded, one thread")
@@ -88,12 +113,13 @@ def main() -> None:
     if args.preloaded:
         settings = {"blas": str(args.openblas), "four rows cost one row times": rounded(check_preloaded())}
     results = measure(args)
-    result = record("batches of the demo pair, greedy, float32", settings, results)
+    result = record(f"batches, greedy, float32: {what_of(args.target)}", settings, results)
     print(f"{result['what']}: {result['label']}")
     for name, row in results["tokens a second"].items():
         print(
-            f"{name:14} {row['median']:7.1f} tok/s ({row['min']:.1f} to {row['max']:.1f})"
+            f"{name:16} {row['median']:7.1f} tok/s ({row['min']:.1f} to {row['max']:.1f})"
             f"  {row['this / width 1 plain']:.2f} x width 1 plain"
+            f"  {row.get('this / best fixed of the width', '')}"
         )
     save(result, args.json)
 
