@@ -1,8 +1,10 @@
 """What an engine leaves of the process it lives in: nothing printed, nothing changed, a clean end."""
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -174,3 +176,13 @@ def test_a_soak_of_a_thousand_turns(capsys):
         first, last = footprints[33] / 2**20, footprints[-1] / 2**20
         print(f"\nfootprint {first:.1f} to {last:.1f} MiB, {growth:.0f} bytes a turn")
     assert growth < 1024, footprints
+
+
+def test_the_examples_in_the_documentation_run():
+    text = (Path(__file__).parent.parent / "docs" / "embedding.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(examples) == 2
+    for code in examples:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WITHIN_S)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "problem" in examples[1] and done.stdout == "", "nothing is wrong here"
