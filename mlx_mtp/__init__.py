@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlx_mtp.errors import (
         BusyError,
         CheckpointError,
+        ContextError,
         EngineError,
         GenerationError,
         HubError,
@@ -51,6 +52,7 @@ _HOME = {
     "CheckpointError": "errors",
     "PairError": "errors",
     "PromptError": "errors",
+    "ContextError": "errors",
     "ParameterError": "errors",
     "MemoryRefusal": "errors",
     "HubError": "errors",
@@ -80,6 +82,7 @@ __all__ = [
     "CheckpointError",
     "PairError",
     "PromptError",
+    "ContextError",
     "ParameterError",
     "MemoryRefusal",
     "HubError",

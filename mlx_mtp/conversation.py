@@ -10,7 +10,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlx_mtp.decode import RowLimits, decode
-from mlx_mtp.errors import MemoryRefusal, ParameterError, PromptError
+from mlx_mtp.errors import ContextError, MemoryRefusal, ParameterError
 from mlx_mtp.memory_parts import prefill_bytes
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy, make_policy
@@ -61,7 +61,7 @@ def make_request(
     rendered = prompt_ids(pair.prompt_format, prompt, tools=tools, thinking=thinking)
     room = pair.max_context - len(rendered.ids)
     if room < 1:
-        raise PromptError(
+        raise ContextError(
             f"the prompt has {len(rendered.ids)} tokens and the context holds {pair.max_context}, of which at least "
             "one is for the reply; shorten the prompt"
         )

@@ -30,6 +30,12 @@ class PromptError(MtpError):
     exit_code = 2
 
 
+class ContextError(PromptError):
+    """A prompt has more tokens than the context holds."""
+
+    code = "context"
+
+
 class ParameterError(MtpError):
     """An argument is outside what is allowed."""
 
