@@ -57,11 +57,11 @@ METAL_FUNC int count_of_threads(int own, threadgroup int* tallies, int turn, uin
   return simd_sum(int(lane) < simdgroups ? set[lane % simdgroups] : 0);
 }
 
-// The best min(64, count) of `count` items into picked[], in any order; the result is an edge that these reach and no
-// other does. One threadgroup; count at most 64 * MERGE_THREADS. Whoever reads picked[] needs a barrier first.
+// The best min(64, count) of `count` items into picked[], in any order. One threadgroup; count at most
+// 64 * MERGE_THREADS. Whoever reads picked[] needs a barrier first.
 //
 // Each thread finds the best of its own items first: the best 64 belong to the 64 threads with the best of these.
-METAL_FUNC ulong pick_best(
+METAL_FUNC void pick_best(
     const device ulong* items, int count, threadgroup ulong* heads, threadgroup uint* order, threadgroup int* tallies,
     threadgroup atomic_uint* filled, threadgroup ulong* picked, uint worker, uint lane, uint simd) {
   constexpr int each = BEST * BEST / MERGE_THREADS;
@@ -90,7 +90,7 @@ METAL_FUNC ulong pick_best(
     const int at = int(order[place % used]) + place / used * MERGE_THREADS;
     own[i] = at < count ? items[at] : 0;
   }
-  // The largest edge that so many reach, bit by bit from the top; all items are different.
+  // An edge that so many reach and no more, bit by bit from the top; all items are different.
   ulong edge = 0;
   int reached = 0;
   int turn = 0;
@@ -112,7 +112,6 @@ METAL_FUNC ulong pick_best(
       picked[atomic_fetch_add_explicit(filled, 1, memory_order_relaxed)] = own[i];
     }
   }
-  return edge;
 }
 
 // A row's best 64 tokens, sorted, from its groups' items and second best logits. One threadgroup of MERGE_THREADS;
@@ -124,12 +123,15 @@ METAL_FUNC void best_of_groups(
     threadgroup int* tallies, threadgroup atomic_uint* filled, threadgroup ulong* picked, threadgroup ulong* best,
     uint worker, uint lane, uint simd) {
   static_assert(BEST * NEIGHBOURS == MERGE_THREADS, "a token has a thread");
-  const ulong edge = pick_best(items, groups, found, order, tallies, filled, picked, worker, lane, simd);
+  pick_best(items, groups, found, order, tallies, filled, picked, worker, lane, simd);
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  // What a group's second best must reach: the least of 64 known tokens, or anything where there are fewer.
+  const uint least =
+      groups < BEST ? 0 : simd_min(min(uint(picked[lane] >> 32), uint(picked[lane + 32] >> 32)));
   for (int i = simd; i < BEST; i += MERGE_THREADS / 32) {
     const ulong item = i < groups ? picked[i] : 0;
     const int group = i < groups ? int(id_of(item)) / NEIGHBOURS : 0;
-    const bool open = i < groups && (groups < BEST || seconds[group] >= uint(edge >> 32));
+    const bool open = i < groups && seconds[group] >= least;
     ulong own = lane == 0 ? item : 0;
     if (open) {
       float sums[NEIGHBOURS];

@@ -43,7 +43,7 @@ def greedy(metal: Runner) -> None:
 def few(metal: Runner) -> None:
     """Fewer groups than candidates."""
     same_tokens(100, None, [replace(GEMMA, temperature=3.0, top_p=1.0)] * 3)
-    check(np.where(np.arange(72) % 8 == 3, 1.0, 0.0).astype(np.float32))
+    check(np.where(np.arange(72) % 8 == 3, 1.0, -1.0).astype(np.float32))
 
 
 def scattered(metal: Runner) -> None:
@@ -118,23 +118,23 @@ MUTANTS = {
         HEAD, "second = max(second, uint(", "second = (uint(", "scattered", unseen=("greedy",)
     ),
     "groups are never looked into": Mutant(
-        HEAD, "seconds[group] >= uint(edge >> 32)", "false", "scattered", unseen=("greedy", "reads")
+        HEAD, "seconds[group] >= least", "false", "scattered", unseen=("greedy", "reads")
     ),
     "groups are always looked into": Mutant(
-        HEAD, "seconds[group] >= uint(edge >> 32)", "true", "reads", unseen=("drawn", "scattered")
+        HEAD, "seconds[group] >= least", "true", "reads", unseen=("drawn", "scattered")
     ),
     "a second level with the edge is left out": Mutant(
         HEAD,
-        "seconds[group] >= uint(edge >> 32)",
-        "seconds[group] > uint(edge >> 32)",
+        "seconds[group] >= least",
+        "seconds[group] > least",
         "ties",
         unseen=("drawn",),
     ),
     "fewer groups than candidates are not looked into": Mutant(
-        HEAD, "(groups < BEST || seconds", "(seconds", "few", unseen=("drawn", "scattered")
+        HEAD, "groups < BEST ? 0 : simd_min", "simd_min", "few", unseen=("drawn", "scattered")
     ),
     "only a thread's first group": Mutant(
-        HEAD, "at < count ? items[at]", "at < MERGE_THREADS ? items[at]", "memory", unseen=("drawn",)
+        HEAD, "at < count ? items[at]", "at < MERGE_THREADS ? items[at]", "scattered", unseen=("drawn",)
     ),
     "not capped when looked into": Mutant(
         HEAD,
