@@ -77,6 +77,7 @@ class Pair:
         if self.rounds.tax is None:
             why_stock = [row.reason for row in self.kernel_table if row.by == "stock"]
             self.rounds.tax = measure_tax(self.target, compiled=self.rounds.compiled, why_stock=why_stock)
+            self.rounds.times.plain_tax = self.rounds.tax.ratio
         return self.rounds.tax
 
 

@@ -8,10 +8,11 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import log
 from statistics import median, median_low
 from typing import Any
 
-from mlx_mtp.cost import UNKNOWN, CostModel, monotone
+from mlx_mtp.cost import UNKNOWN, CostModel, independent_experts, monotone
 from mlx_mtp.state import MAX_DRAFT_TOKENS
 
 START = 2.5  # plain rounds that tries may cost before any was played
@@ -31,8 +32,10 @@ class Width:
     compared: dict[int, deque[float]] = field(
         default_factory=dict
     )  # by drafts: time over that without drafts
+    points: dict[int, float] | None = None  # of `compared`: their medians, made to rise; None: to be computed
     rounds: int = 0
     refused: int = 0  # times in a row that were too long to be true
+    kept_seconds: float | None = None  # of a plain round, from an earlier run
 
 
 class RoundTimes:
@@ -141,8 +144,14 @@ class RoundTimes:
         last = max(width.seen_at, key=lambda k: width.seen_at[k])
         return median_low(width.recent[last]) / self.ratio(last, batch)
 
+    def usual_seconds(self, batch: int = 1) -> float | None:
+        """The same, or else what an earlier run found: to be shown and kept, not compared with times of now."""
+        width = self._widths.get(batch)
+        now = self.plain_seconds(batch)
+        return width.kept_seconds if now is None and width is not None else now
+
     def _prior_ratio(self, drafts: int, batch: int) -> float:
-        own = self.prior.ratio(drafts, batch)
+        own = self._expected_seconds(drafts, batch) / self._expected_seconds(0, batch)
         if batch > 1 and not self.is_known(batch):
             # Nothing is known of this width: as far off as the nearest that is.
             near = min(
@@ -152,15 +161,35 @@ class RoundTimes:
                 own = 1 + (own - 1) * (self.ratio(drafts, near) - 1) / (self.prior.ratio(drafts, near) - 1)
         return max(own, 1 + 1e-6)
 
+    def _expected_seconds(self, drafts: int, batch: int) -> float:
+        """By the prior, with experts as they were counted here."""
+        rows = drafts + 1
+        return self.prior.seconds(rows, batch, 0, drafts, self.expected_experts(rows * batch))
+
+    def expected_experts(self, rows: int) -> float | None:
+        """Distinct experts of a layer that a verify of so many rows is expected to wake; None where none were counted.
+
+        Of those that rows choosing independently would add to the first row's, the share that the nearest count had.
+        """
+        experts, one = self.prior.experts, self.prior.top_k
+        counted = [n for n in self.distinct if n > 1]
+        if not experts or not counted:
+            return None
+        near = rows if rows in self.distinct and rows > 1 else min(counted, key=lambda n: abs(log(n / rows)))
+        share = (self.distinct[near] - one) / (independent_experts(near, experts, one) - one)
+        return one + min(max(share, 0.0), 1.0) * (independent_experts(rows, experts, one) - one)
+
     def _points(self, batch: int) -> dict[int, float]:
         """Measured ratios by drafts, made to rise with them."""
         width = self._widths.get(batch)
         if width is None or not width.compared:
             return {}
-        numbers = sorted(width.compared)
-        ratios = [median(width.compared[k]) for k in numbers]
-        ratios = monotone(ratios, [len(width.compared[k]) for k in numbers])
-        return {k: max(ratio, 1 + 1e-3) for k, ratio in zip(numbers, ratios, strict=True)}
+        if width.points is None:
+            numbers = sorted(width.compared)
+            ratios = [median(width.compared[k]) for k in numbers]
+            ratios = monotone(ratios, [len(width.compared[k]) for k in numbers])
+            width.points = {k: max(ratio, 1 + 1e-3) for k, ratio in zip(numbers, ratios, strict=True)}
+        return width.points
 
     def _is_likely(self, width: Width, verified: int, made: int, seconds: float) -> bool:
         """Not so long that the machine must have slept; what stays so long is believed, and the old forgotten."""
@@ -184,8 +213,8 @@ class RoundTimes:
         near = [k for k, at in width.seen_at.items() if k != drafts and width.rounds - at <= NEAR]
         if near:
             if drafts == 0:
-                other = max(near, key=lambda k: width.seen_at[k])
-                self._compare(width, other, median_low(width.recent[other]) / seconds)
+                for other in near:
+                    self._compare(width, other, median_low(width.recent[other]) / seconds)
             else:
                 other = 0 if 0 in near else max(near, key=lambda k: width.seen_at[k])
                 against = median_low(width.recent[other]) / self.ratio(other, batch)
@@ -197,12 +226,13 @@ class RoundTimes:
 
     def _compare(self, width: Width, drafts: int, ratio: float) -> None:
         width.compared.setdefault(drafts, deque(maxlen=COMPARED)).append(ratio)
+        width.points = None
 
     def to_json(self) -> dict[str, Any]:
         """What is worth keeping: measured ratios and plain seconds by width, experts by rows."""
         widths = {
             str(batch): {
-                "plain_seconds": self.plain_seconds(batch),
+                "plain_seconds": self.usual_seconds(batch),
                 "ratios": {str(k): round(ratio, 6) for k, ratio in self._points(batch).items()},
             }
             for batch in self._widths
@@ -214,23 +244,29 @@ class RoundTimes:
     def learn(self, kept: Mapping[str, Any]) -> None:
         """Start from what `to_json` gave; raises ValueError, and changes nothing, where it is no such thing."""
         widths, experts, tax = _read(kept)
-        for batch, ratios in widths.items():
+        for batch, (seconds, ratios) in widths.items():
             width = self._widths.setdefault(batch, Width())
+            width.kept_seconds = seconds
             for k, ratio in ratios.items():
                 # Three: what is measured now outvotes it soon.
                 width.compared.setdefault(k, deque([ratio] * 3, maxlen=COMPARED))
+            width.points = None
         self.distinct = {**experts, **self.distinct}
         self.plain_tax = self.plain_tax if tax is None else tax
 
 
-def _read(kept: Mapping[str, Any]) -> tuple[dict[int, dict[int, float]], dict[int, float], float | None]:
+Kept = tuple[dict[int, tuple[float | None, dict[int, float]]], dict[int, float], float | None]
+
+
+def _read(kept: Mapping[str, Any]) -> Kept:
     try:
         if set(kept) != {"widths", "distinct_experts", "plain_tax"}:
             raise ValueError(f"fields {sorted(kept)}")
         widths = {
-            _number(batch, 1, 4096): {
-                _number(k, 1, MAX_DRAFT_TOKENS): _real(ratio, 0.5, 1000) for k, ratio in one["ratios"].items()
-            }
+            _number(batch, 1, 4096): (
+                None if one["plain_seconds"] is None else _real(one["plain_seconds"], 1e-6, 3600),
+                {_number(k, 1, MAX_DRAFT_TOKENS): _real(r, 0.5, 1000) for k, r in one["ratios"].items()},
+            )
             for batch, one in kept["widths"].items()
         }
         experts = {
