@@ -49,8 +49,8 @@ MOST = 8  # drafts in recorded texts and curves
 TOKENS = 64
 RECORDED = 240  # tokens of a text that is replayed
 GREEDY = Sampling(temperature=0.0)
-# GB of added weights: far beyond a cache of 32 MB; fewer where every row is computed alone, which takes long.
-GIGABYTES = {"stock": 0.1, "openblas": 0.16}
+# GB of added weights: far beyond a cache of 32 MB; fewer where each row is computed alone, which takes long.
+GIGABYTES = {"stock": 0.04, "openblas": 0.16}
 EXPERTS = 32
 VARIANTS = tuple(f"{blas}-{kind}" for blas in GIGABYTES for kind in ("dense", "moe"))
 CURVE_ROUNDS = 5
@@ -58,12 +58,13 @@ CURVE_ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One text decoded once by one arm; `drafts` made in each round."""
+    """One text decoded once by one arm, by the clock and in processor time, which other processes hardly lengthen."""
 
     turn: str
     text: str
     arm: str
     seconds: float
+    processor: float
     tokens: int
     rounds: int
     load: float  # of the machine, before
@@ -108,7 +109,7 @@ class Arms:
         else:
             learned = self.later if arm == "auto, later" else (RoundTimes(), Fit())
             pair.rounds.times, pair.rounds.fit = learned
-        tokens, seconds, stats = self._decode(pair, ids, drafts)
+        tokens, seconds, processor, stats = self._decode(pair, ids, drafts)
         same = self.written.setdefault(text, tokens)
         if same != tokens:
             sys.exit(f"{arm} writes another {text} than plain decoding: nothing is reported")
@@ -117,6 +118,7 @@ class Arms:
             text,
             arm,
             round(seconds, 4),
+            round(processor, 4),
             len(tokens),
             stats.rounds,
             load,
@@ -124,22 +126,22 @@ class Arms:
         )
 
     def _decode(self, pair: Pair, ids: list[int], drafts: int | str, rounds: int | None = None) -> Any:
-        """-> tokens, seconds after the first of them, statistics."""
+        """-> tokens, seconds and processor seconds after the first of them, statistics."""
         chunks = Conversation(pair).stream(
             ids, max_tokens=self.tokens, sampling=GREEDY, num_draft_tokens=drafts
         )
         first = next(chunks)
         tokens, last = list(first.tokens), first
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), time.process_time()
         for number, chunk in enumerate(chunks, 1):
             tokens += chunk.tokens
             last = chunk
             if number == rounds:
                 break
         mx.synchronize()
-        seconds = time.perf_counter() - started
+        seconds, processor = time.perf_counter() - started, time.process_time() - spent
         chunks.close()
-        return tokens, seconds, last.stats
+        return tokens, seconds, processor, last.stats
 
 
 def name_of(drafts: int) -> str:

@@ -71,7 +71,8 @@ def test_widths_for_a_size(bench):
 
 
 def sample(turn: str, text: str, arm: str, seconds: float) -> dict:
-    return {"turn": turn, "text": text, "arm": arm, "seconds": seconds, "tokens": 11, "rounds": 5}
+    clocks = {"seconds": seconds, "processor": 2 * seconds}
+    return {"turn": turn, "text": text, "arm": arm, "tokens": 11, "rounds": 5, **clocks}
 
 
 def samples_of(later: float, slower: float = 0.0) -> list[dict]:
@@ -95,6 +96,7 @@ def test_auto_is_compared_with_each_texts_best(bench):
     samples = samples_of(2.5)
     assert found.best_fixed(samples) == {"code": "k=2", "prose": "plain"}
     assert found.milliseconds(samples)["code"]["plain"] == 400
+    assert found.milliseconds(found.in_processor_time(samples))["code"]["plain"] == 800
     speed = found.speed(samples, "auto, later")
     assert speed["speed"] == pytest.approx(1.0) and speed["by text"] == {"code": 0.8, "prose": 1.2}
     assert speed["over plain"] == pytest.approx(1.4) and speed["pairs"] == 6
