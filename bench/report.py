@@ -12,7 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mlx_mtp.machine import this_machine
+
 CPU_LABEL = "host and dispatch overhead and BLAS on a Linux CPU; says nothing about a Mac's GPU"
+METAL_LABEL = "on Metal"
 PACKAGES = ("mlx", "mlx-lm", "mlx-vlm", "numpy")
 
 
@@ -78,7 +81,7 @@ def record(what: str, settings: dict[str, Any], results: dict[str, Any]) -> dict
     """The results with everything needed to judge or repeat them."""
     return {
         "what": what,
-        "label": CPU_LABEL,
+        "label": METAL_LABEL if this_machine().has_metal else CPU_LABEL,
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "machine": machine(),
         "versions": versions(),
@@ -88,16 +91,15 @@ def record(what: str, settings: dict[str, Any], results: dict[str, Any]) -> dict
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, and how busy they are."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    """System, processor, cores that this process may use, and how busy they are."""
+    here = this_machine()
+    allowed = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
     return {
         "system": platform.platform(),
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": here.chip,
+        "gpu_cores": here.gpu_cores,
+        "memory_bytes": here.memory_bytes,
+        "cores": len(allowed),
         "load_average": [rounded(value) for value in os.getloadavg()],
     }
 
