@@ -182,6 +182,7 @@ def _answer(
     say(
         f"{progress.answered} of {len(lines)} lines answered, {progress.failed} with an error · "
         f"{progress.tokens} tok · {progress.rate:.1f} tok/s"
+        + ("" if width else f" · up to {chooser.width} at a time")
         + (f" · {policy.reason}" if policy.reason else "")
     )
 
