@@ -4,29 +4,19 @@ Everything here is worked out from `RoundTimes`; nothing is measured.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from mlx_mtp.batch_choice import BatchChoice, Goal, choose_batch, predicted_seconds
-from mlx_mtp.cost import UNKNOWN, CostModel, independent_experts
+from mlx_mtp.batch_choice import GOALS, BatchChoice, Goal, choose_batch, measured_seconds, widths_up_to
 from mlx_mtp.policy import CANDIDATES, MIN_GAIN
 from mlx_mtp.round_times import RoundTimes
 
-LEVELS = (
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-    0.95,
-)  # shares of right drafts, each given that those before it were
+# Shares of right drafts, each given that those before it were.
+LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 BATCH_LEVELS = (0.5, 0.7, 0.9)
-GOALS: tuple[Goal, ...] = ("throughput", "latency")
 MAX_WIDTH = 8  # rows that a batch is chosen from; 4 to 8 suit most machines
 
-Known = Literal["measured", "between", "expected"]
+Known = Literal["timed", "between", "expected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """What a batch is expected to take best: a prediction from rounds of one row."""
+    """What a batch is expected to do best with; widths that were never timed are taken to grow as expected."""
 
     goal: Goal
     acceptance: float
@@ -72,13 +62,13 @@ def expected_tokens(acceptance: float) -> Callable[[int], float]:
 
 def curve_of(times: RoundTimes) -> list[Point]:
     """Every number of drafts that `auto` considers."""
-    plain, measured = times.plain_seconds(), times.measured()
+    plain, measured = times.usual_seconds(), times.measured()
 
     def point(drafts: int) -> Point:
         ratio = times.ratio(drafts)
         known: Known = "expected"
         if drafts in measured or (not drafts and plain is not None):
-            known = "measured"
+            known = "timed"
         elif measured and drafts < max(measured):
             known = "between"
         seconds = None if plain is None else plain * ratio
@@ -117,49 +107,11 @@ def _choice(times: RoundTimes, acceptance: float) -> Choice:
 
 def widths_of(times: RoundTimes) -> list[Width]:
     """Width and drafts of a batch, for both goals; [] where nothing says how long a round takes."""
-    cost = fitted_cost(times)
-    if cost is None:
+    if times.plain_seconds() is None and not times.has_prior:
         return []
+    seconds, widths = measured_seconds(times), widths_up_to(MAX_WIDTH)
     return [
-        Width(
-            goal,
-            level,
-            choose_batch(
-                predicted_seconds(cost), expected_tokens(level), widths=range(1, MAX_WIDTH + 1), goal=goal
-            ),
-        )
+        Width(goal, level, choose_batch(seconds, expected_tokens(level), widths=widths, goal=goal))
         for goal in GOALS
         for level in BATCH_LEVELS
     ]
-
-
-def fitted_cost(times: RoundTimes) -> CostModel | None:
-    """The prior, scaled to what rounds of one row took: their time as a whole, and apart from it how it grows.
-
-    None where neither a round was timed nor anything is published of the chip.
-    """
-    plain, measured, prior = times.plain_seconds(), times.measured(), times.prior
-    if plain is None:
-        return None if prior == UNKNOWN else prior
-    scale = plain / prior.seconds(1)
-    if not measured:
-        return _grown(prior, scale, 1.0)
-    # By least squares: how much steeper rounds are than expected.
-    pairs = [(prior.ratio(drafts) - 1, times.ratio(drafts) - 1) for drafts in measured]
-    growth = sum(x * y for x, y in pairs) / sum(x * x for x, _ in pairs)
-    return _grown(prior, scale, growth)
-
-
-def _grown(prior: CostModel, scale: float, growth: float) -> CostModel:
-    """Everything `scale` times as long, and what comes with rows and drafts `growth` times beyond that."""
-    one_row = independent_experts(1, prior.experts, prior.top_k)
-    return replace(
-        prior,
-        launch_s=scale * prior.launch_s,
-        # A row's own experts are part of a plain round, whose time stands.
-        weights_s=scale * max(0.0, prior.weights_s + (1 - growth) * prior.expert_s * one_row),
-        row_s=scale * growth * prior.row_s,
-        expert_s=scale * growth * prior.expert_s,
-        context_s_per_token=scale * prior.context_s_per_token,
-        draft_s=scale * growth * prior.draft_s,
-    )

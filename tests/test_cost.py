@@ -187,10 +187,26 @@ def test_kept_and_learned_again() -> None:
     [
         {},
         {"widths": 3, "distinct_experts": {}, "plain_tax": None},
-        {"widths": {"1": {"ratios": {"99": 1.5}}}, "distinct_experts": {}, "plain_tax": None},
-        {"widths": {"1": {"ratios": {"2": -1}}}, "distinct_experts": {}, "plain_tax": None},
-        {"widths": {"1": {"ratios": {"2": True}}}, "distinct_experts": {}, "plain_tax": None},
-        {"widths": {"x": {"ratios": {"2": 1.5}}}, "distinct_experts": {}, "plain_tax": None},
+        {
+            "widths": {"1": {"plain_seconds": 0.02, "ratios": {"99": 1.5}}},
+            "distinct_experts": {},
+            "plain_tax": None,
+        },
+        {
+            "widths": {"1": {"plain_seconds": 0.02, "ratios": {"2": -1}}},
+            "distinct_experts": {},
+            "plain_tax": None,
+        },
+        {
+            "widths": {"1": {"plain_seconds": 0.02, "ratios": {"2": True}}},
+            "distinct_experts": {},
+            "plain_tax": None,
+        },
+        {
+            "widths": {"x": {"plain_seconds": None, "ratios": {"2": 1.5}}},
+            "distinct_experts": {},
+            "plain_tax": None,
+        },
         {"widths": {"1": {}}, "distinct_experts": {}, "plain_tax": None},
         {"widths": {}, "distinct_experts": {}, "plain_tax": "high"},
     ],

@@ -96,9 +96,17 @@ def test_shared_as_json() -> None:
     [
         (lambda content: content.update(schema="other 2"), "the schema must be"),
         (lambda content: content.pop("times"), "has the fields schema, key and times"),
-        (lambda content: content["key"].update(chip="Apple M1", mlx="0.31"), "another chip .Apple M1, here Apple M4 Pro., mlx .0.31, here 0.32.4.;"),
+        (
+            lambda content: content["key"].update(chip="Apple M1", mlx="0.31"),
+            "another chip .Apple M1, here Apple M4 Pro., mlx .0.31, here 0.32.4.;",
+        ),
         (lambda content: content.update(key=[]), "another place"),
-        (lambda content: content["times"].update(widths={"1": {"ratios": {"2": "fast"}}}), "cannot be used"),
+        (
+            lambda content: content["times"].update(
+                widths={"1": {"plain_seconds": None, "ratios": {"2": "fast"}}}
+            ),
+            "cannot be used",
+        ),
     ],
 )
 def test_what_is_no_profile_of_ours_is_refused(change, words: str) -> None:

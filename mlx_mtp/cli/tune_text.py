@@ -2,17 +2,15 @@
 
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from mlx_mtp.batch_choice import GOALS, Goal
 from mlx_mtp.cli.bars import Bar, bars, has_blocks
 from mlx_mtp.cli.layout import table, terminal_columns, wrapped
 from mlx_mtp.exactness_tax import Tax
 from mlx_mtp.profiles import ProfileKey
 from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.tuning import Choice, Point, Width, choices_of, curve_of, widths_of
-
-if TYPE_CHECKING:
-    from mlx_mtp.batch_choice import BatchChoice
 
 SCHEMA = "mlx-mtp tune 1"
 Start = Literal["a profile", "the file", "published", "nothing"]
@@ -21,6 +19,11 @@ BEGAN_WITH: dict[Start, str] = {
     "the file": "the profile in the file",
     "published": "figures published of this chip",
     "nothing": "nothing known of this machine: every row taken to cost a pass",
+}
+
+GOAL_WORDS: dict[Goal, str] = {
+    "throughput": "Several rows decoded together for throughput, if memory admits; tokens a second of all and of each",
+    "latency": "As many rows as leave each most of its speed",
 }
 
 
@@ -48,7 +51,7 @@ def as_fields(found: Tuning, key: ProfileKey) -> dict[str, Any]:
         "key": asdict(key),
         "began_with": found.began_with,
         "measured": found.was_measured,
-        "plain_seconds": found.times.plain_seconds(),
+        "plain_seconds": found.times.usual_seconds(),
         "curve": [asdict(point) for point in curve_of(found.times)],
         "choices": [asdict(choice) for choice in choices_of(found.times)],
         "batches": [
@@ -65,26 +68,31 @@ def as_text(found: Tuning) -> str:
     columns = terminal_columns(sys.stdout)
     curve, widths = curve_of(found.times), widths_of(found.times)
     parts = [
-        _said([_headline(found)], columns),
-        _curve_table(curve, columns),
-        _said(
-            ["Time of a round, in rounds without drafts; the mark: tokens if every draft is right"], columns
-        )
-        + "\n"
-        + _plot(curve, columns),
-        _said(["What auto comes to, by the share of drafts that are right:"], columns)
-        + "\n"
-        + _choice_table(choices_of(found.times), columns),
+        wrapped(_headline(found), columns),
+        _under(
+            "A round with so many drafts: its time in ms, the tokens it must give to be as fast as plain decoding "
+            "(break-even), and the share of right drafts that gives them",
+            _curve_table(curve, columns),
+            columns,
+        ),
+        _under(
+            "Its time in plain rounds; the mark: its tokens if every draft is right",
+            _plot(curve, columns),
+            columns,
+        ),
+        _under(
+            "What auto comes to, by the share of right drafts",
+            _choice_table(choices_of(found.times), columns),
+            columns,
+        ),
+        *(_under(GOAL_WORDS[goal], _width_table(goal, widths, columns), columns) for goal in GOALS if widths),
+        "\n".join(wrapped(line, columns) for line in _closing(found)),
     ]
-    if widths:
-        words = "Several rows at once (expected from rounds of one row; batch --width, if memory admits):"
-        parts.append(_said([words], columns) + "\n" + _width_table(widths, columns))
-    parts.append(_said(_closing(found), columns))
     return "\n\n".join(parts)
 
 
-def _said(lines: list[str], columns: int | None) -> str:
-    return "\n".join(wrapped(line, columns) for line in lines)
+def _under(words: str, below: str, columns: int | None) -> str:
+    return f"{wrapped(words, columns)}:\n{below}"
 
 
 def _headline(found: Tuning) -> str:
@@ -109,13 +117,13 @@ def _curve_table(curve: list[Point], columns: int | None) -> str:
         ]
         for point in curve
     ]
-    return table(["drafts", "ms a round", "break-even tokens", "pays from", ""], rows, columns, title=0)
+    return table(["drafts", "ms", "tokens", "right", ""], rows, columns, title=0)
 
 
 def _pays(point: Point) -> str:
     if not point.drafts:
         return ""
-    return "never" if point.pays_from is None else f"{100 * point.pays_from:.0f} % right"
+    return "never" if point.pays_from is None else f"{100 * point.pays_from:.0f} %"
 
 
 def _plot(curve: list[Point], columns: int | None) -> str:
@@ -130,31 +138,28 @@ def _choice_table(choices: list[Choice], columns: int | None) -> str:
     rows = [
         [
             f"{100 * choice.acceptance:.0f} %",
-            str(choice.drafts) if choice.drafts else "none (parked)",
+            str(choice.drafts) if choice.drafts else "parked",
             f"{choice.tokens_per_round:.2f}",
             f"{choice.gain:.2f}x",
         ]
         for choice in choices
     ]
-    return table(["right", "drafts", "tokens a round", "gain"], rows, columns, title=0)
+    return table(["right", "drafts", "tokens", "gain"], rows, columns, title=0)
 
 
-def _width_table(widths: list[Width], columns: int | None) -> str:
+def _width_table(goal: Goal, widths: list[Width], columns: int | None) -> str:
     rows = [
         [
-            width.goal,
             f"{100 * width.acceptance:.0f} %",
             str(width.choice.width),
             str(width.choice.num_draft_tokens),
-            _speed(width.choice),
+            f"{width.choice.tokens_per_second:.3g}",
+            f"{width.choice.of_each:.3g}",
         ]
         for width in widths
+        if width.goal == goal
     ]
-    return table(["for", "right", "rows", "drafts", "tokens/s together, each"], rows, columns, title=0)
-
-
-def _speed(choice: "BatchChoice") -> str:
-    return f"{choice.tokens_per_second:.3g}, {choice.of_each:.3g}"
+    return table(["right", "rows", "drafts", "tokens/s", "each"], rows, columns, title=0)
 
 
 def _closing(found: Tuning) -> list[str]:
