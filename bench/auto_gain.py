@@ -49,8 +49,8 @@ MOST = 8  # drafts in recorded texts and curves
 TOKENS = 64
 RECORDED = 240  # tokens of a text that is replayed
 GREEDY = Sampling(temperature=0.0)
-# GB of added weights: far beyond a cache of 32 MB; fewer where each row is computed alone, which takes long.
-GIGABYTES = {"stock": 0.04, "openblas": 0.16}
+# GB of MLPs and experts, with 0.03 of others: beyond a cache of 32 MB; fewer where each row is computed alone.
+GIGABYTES = {"stock": 0.03, "openblas": 0.1}
 EXPERTS = 32
 VARIANTS = tuple(f"{blas}-{kind}" for blas in GIGABYTES for kind in ("dense", "moe"))
 CURVE_ROUNDS = 5
