@@ -51,6 +51,7 @@ class RoundTimes:
         self.allowance = START  # plain rounds that all requests' tries may cost now
         self.distinct: dict[int, float] = {}  # rows of a verify -> distinct experts of a layer, averaged
         self._widths: dict[int, Width] = {}
+        self._ratios: dict[tuple[int, int], float] = {}  # by drafts and width, until something new is seen
         self._last: dict[int, tuple[int, int, float]] = {}  # width -> drafts verified, made, seconds
 
     def observe(
@@ -69,6 +70,7 @@ class RoundTimes:
         """
         if distinct is not None and distinct > 0:
             rows = (verified + 1) * batch
+            self._ratios.clear()
             self.distinct[rows] = 0.9 * self.distinct.get(rows, distinct) + 0.1 * distinct
         made = verified if drafted is None else drafted
         width = self._widths.setdefault(batch, Width())
@@ -95,6 +97,11 @@ class RoundTimes:
         """
         if drafts == 0:
             return 1.0
+        if (drafts, batch) not in self._ratios:
+            self._ratios[drafts, batch] = self._ratio(drafts, batch)
+        return self._ratios[drafts, batch]
+
+    def _ratio(self, drafts: int, batch: int) -> float:
         points = self._points(batch)
         if drafts in points:
             return points[drafts]
@@ -227,6 +234,7 @@ class RoundTimes:
     def _compare(self, width: Width, drafts: int, ratio: float) -> None:
         width.compared.setdefault(drafts, deque(maxlen=COMPARED)).append(ratio)
         width.points = None
+        self._ratios.clear()
 
     def to_json(self) -> dict[str, Any]:
         """What is worth keeping: measured ratios and plain seconds by width, experts by rows."""
@@ -253,6 +261,7 @@ class RoundTimes:
             width.points = None
         self.distinct = {**experts, **self.distinct}
         self.plain_tax = self.plain_tax if tax is None else tax
+        self._ratios.clear()
 
 
 Kept = tuple[dict[int, tuple[float | None, dict[int, float]]], dict[int, float], float | None]

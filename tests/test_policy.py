@@ -10,7 +10,9 @@ import pytest
 from mlx_mtp import generate
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.errors import ParameterError
+from mlx_mtp.exactness_tax import Tax
 from mlx_mtp.policy import MIN_GAIN, AutoPolicy, FixedPolicy, Plan, Policy, make_policy
+from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.sampling import Sampling
 from mlx_mtp.state import MAX_DRAFT_TOKENS
 from pairs import VARIANTS, golden_pair
@@ -152,6 +154,18 @@ def test_the_gain_that_is_asked_for(gain, parked):
     policy = AutoPolicy()
     play(policy, 600, right=1.0, seconds=lambda k: 0.01 * (1 + k) / (gain if k else 1.0))
     assert policy.parked is parked
+
+
+def test_the_tax_that_was_measured_reaches_the_policy(monkeypatch):
+    """And the next run, with the times that are kept."""
+    pair = pair_of("e2b")
+    monkeypatch.setattr(pair.rounds, "tax", None)
+    monkeypatch.setattr(pair.rounds, "times", RoundTimes())
+    monkeypatch.setattr("mlx_mtp.pair.measure_tax", lambda *_, **__: Tax(1.3, "as told"))
+    pair.exactness_tax()
+    policy = make_policy("auto", has_drafter=True, times=pair.rounds.times)
+    assert policy.plain_tax == 1.3
+    assert pair.rounds.times.to_json()["plain_tax"] == 1.3
 
 
 class AnyNumber:
