@@ -266,6 +266,7 @@ class Batch:
                     return "none"
                 if self.waiting and running < self.wanted:
                     if self.starter.meanwhile is not None:
+                        self._reopen_rounds()
                         self.ready = self._start(self.wanted - running)
                     return "none"
                 relief = self.guard.relief()
@@ -303,18 +304,25 @@ class Batch:
             self.steps.close()
             self.steps = None
 
+    def _reopen_rounds(self) -> None:
+        """Hand back what rows have left that have ended, so that others can begin with it, and go on without them."""
+        if any(row.lease is not None and not row.is_running for row in self.slots):
+            self._close_rounds()
+            self._hand_back()
+        if self.steps is None and self.running:
+            self._open_rounds()
+
     def _play_meanwhile(self) -> None:
         """Rounds between two chunks of the prefill of a row that joins later, so that the others do not stand still."""
         until = time.perf_counter() + MEANWHILE_S
         while self.steps is not None and self.running:
-            step, before = next(self.steps, None), len(self.running)
+            step = next(self.steps, None)
             if step is not None:
                 self._take(step)
-            if step is None or len(self.running) < before:
-                # Rows that have ended write no more: what is kept of them must stay as it is.
+            else:
                 self._close_rounds()
-                if self.running:
-                    self._open_rounds()
+            if step is None or any(not row.is_running and row.lease is not None for row in self.slots):
+                self._reopen_rounds()
             if time.perf_counter() >= until:
                 return
 

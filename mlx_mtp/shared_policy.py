@@ -26,11 +26,10 @@ class SharedPolicy:
 
     def plan(self, pending: int) -> Plan:
         numbers = [asked for asked in self._asked() if isinstance(asked, int)]
-        most = min(numbers, default=pending)
         self._current = self._of(min(numbers, default="auto"))
         plan = self._current.plan(pending)
         self._show()
-        return Plan(min(plan.verify, most), plan.draft)
+        return plan
 
     def observe(
         self,
