@@ -20,6 +20,7 @@ from mlx_mtp.cli.generate import generate
 from mlx_mtp.cli.layout import terminal_columns, wrapped
 from mlx_mtp.cli.prove import prove
 from mlx_mtp.cli.race import race
+from mlx_mtp.cli.serve import serve
 from mlx_mtp.cli.terminal import hold_standard_files
 from mlx_mtp.cli.tune import tune
 from mlx_mtp.errors import MtpError
@@ -56,6 +57,7 @@ app.command()(generate)
 app.command()(batch)
 app.command()(prove)
 app.command()(race)
+app.command()(serve)
 app.command()(tune)
 app.command()(doctor)
 app.add_typer(models.app)

@@ -1,0 +1,78 @@
+"""How tokens are to be chosen, where they stop and how many are drafted: a request's fields -> the library's settings."""
+
+import secrets
+from dataclasses import replace
+from typing import Any
+
+from mlx_mtp.errors import ParameterError
+from mlx_mtp.sampling import Sampling
+from mlx_mtp.server.body import check_bytes
+from mlx_mtp.server.fields import Fields
+from mlx_mtp.server.refusals import bad, refusal_of, unsupported
+
+MAX_STOPS = 4
+SAMPLING = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+def stops_of(fields: Fields) -> tuple[str, ...]:
+    value = fields.value("stop")
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise bad("stop", "stop must be a text or a list of texts", "invalid_type")
+    if len(stops) > MAX_STOPS:
+        raise bad("stop", f"at most {MAX_STOPS} stops are allowed, got {len(stops)}; give fewer")
+    for stop in stops:
+        if not stop:
+            raise bad("stop", "a stop must not be empty; remove it")
+        check_bytes(stop, "stop")
+    return tuple(stops)
+
+
+def drafts_of(fields: Fields, default: int | str) -> int | str:
+    """`mtp`: "auto", "off" or a number of draft tokens; how it is, not what comes out."""
+    value = fields.value("mtp")
+    if value is None:
+        return default
+    if value == "off" or value is False:
+        return 0
+    if value == "auto" or value is True:
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 15:
+        return value
+    raise bad("mtp", 'mtp must be "auto", "off" or a number of draft tokens from 0 to 15; choose one')
+
+
+def sampling_of(fields: Fields, default: Sampling) -> Sampling:
+    given: dict[str, Any] = {name: fields.number(name) for name in SAMPLING}
+    given["top_k"] = fields.whole("top_k", 0)
+    given["seed"] = fields.whole("seed")
+    given["logit_bias"] = _bias(fields)
+    given = {name: value for name, value in given.items() if value is not None}
+    given.setdefault("seed", secrets.randbits(31))
+    try:
+        return replace(default, **given)
+    except ParameterError as error:
+        raise refusal_of(error) from None
+
+
+def _bias(fields: Fields) -> dict[int, float] | None:
+    bias = fields.object("logit_bias")
+    if not bias:
+        return None
+    read: dict[int, float] = {}
+    for name, value in bias.items():
+        if not (name.isascii() and name.isdigit() and len(name) < 10):
+            raise bad("logit_bias", 'logit_bias has token ids for names, such as "42"; give numbers')
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -100 <= value <= 100:
+            raise bad("logit_bias", "logit_bias has values from -100 to 100; choose values in that range")
+        read[int(name)] = value
+    return read
+
+
+def check_log_probs(fields: Fields) -> None:
+    for name in ("logprobs", "top_logprobs"):
+        value = fields.value(name)
+        if value is not None and value is not False:
+            raise unsupported(name, f"{name} is not supported yet; leave it out")
