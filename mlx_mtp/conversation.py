@@ -18,7 +18,7 @@ from mlx_mtp.prefill import CHUNK, first_token
 from mlx_mtp.pressure import REMEDY, STOPPED, Guard, StoppedForMemory, out_of_memory_refused
 from mlx_mtp.prompt import prompt_ids
 from mlx_mtp.reply import Chunk, Generation, Reply, collect
-from mlx_mtp.sampling import Sampling, fold_seed, sampler_class, sampling_arrays
+from mlx_mtp.sampling import Sampling, dense_bias, fold_seed, sampler_class, sampling_arrays
 from mlx_mtp.state import KeysValues, State, StateCell, no_drafts
 from mlx_mtp.stream import check_stops
 from mlx_mtp.turns import History
@@ -67,7 +67,7 @@ def make_request(
         )
     sampling = sampling or pair.sampling
     if sampling.logit_bias:
-        sampling_arrays(sampling, pair.target.text.vocab_size)  # refuses ids outside the vocabulary
+        dense_bias(sampling.logit_bias, pair.target.text.vocab_size)  # refuses ids outside the vocabulary
     if sampling.seed is None:
         sampling = replace(sampling, seed=secrets.randbits(32))
     return Request(

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mlx_mtp.api import DEFAULT_BATCH
 from mlx_mtp.batch import check_batch
 from mlx_mtp.conversation import Prompt
 from mlx_mtp.engine_chat import EngineConversation
@@ -39,10 +38,11 @@ class Engine:
     """Loads a pair, or takes one, and answers requests on a thread of its own until it is closed.
 
     pair: what `load` gave, or a name that is loaded there (`load_options` as for `load`); the constructor waits for it
-    unless `wait` is False. max_batch: requests decoded together; max_queue: that may wait beyond. memory_budget: bytes
-    that the process may take (None: what models may on this machine); prefix_budget: of these, for K/V of earlier
-    requests, so that one which begins alike prefills only what is new (None: a quarter of what the model leaves, at
-    most 8 GB; 0: none). set_memory_limits: also set MLX's process-wide wired and cache limits while it is open.
+    unless `wait` is False. max_batch: requests decoded together ("auto": as many as pay here, at most 16); max_queue:
+    that may wait beyond. memory_budget: bytes that the process may take (None: what models may on this machine);
+    prefix_budget: of these, for K/V of earlier requests, so that one which begins alike prefills only what is new
+    (None: a quarter of what the model leaves, at most 8 GB; 0: none). set_memory_limits: also set MLX's process-wide
+    wired and cache limits while it is open.
 
     Nothing is printed; no signal handler, environment variable or limit is changed otherwise. Raises what `load`
     raises, and ParameterError.
@@ -52,7 +52,7 @@ class Engine:
         self,
         pair: Pair | str | Path,
         *,
-        max_batch: int = DEFAULT_BATCH,
+        max_batch: int | Literal["auto"] = "auto",
         max_queue: int = MAX_QUEUE,
         memory_budget: int | None = None,
         prefix_budget: int | None = None,
@@ -61,7 +61,8 @@ class Engine:
         on_progress: OnProgress | None = None,
         **load_options: Any,
     ):
-        check_batch(max_batch)
+        if max_batch != "auto":
+            check_batch(max_batch)
         for name, value, least in (
             ("max_queue", max_queue, 1),
             ("memory_budget", memory_budget, 1),

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from mlx_mtp.admission import GIB
 from mlx_mtp.batch import Batch, Watch
+from mlx_mtp.batch_choice import WidthChooser, make_chooser
 from mlx_mtp.conversation import Prompt, Request, make_request
 from mlx_mtp.errors import BusyError, EngineError, GenerationError, MtpError
 from mlx_mtp.limits import memory_limits
@@ -40,7 +41,7 @@ Status = Literal["loading", "ready", "closed", "failed"]
 class Settings:
     """What an engine was asked to be; bytes None: what suits the machine."""
 
-    max_batch: int
+    max_batch: int | Literal["auto"]
     max_queue: int
     memory_budget: int | None
     prefix_budget: int | None
@@ -209,7 +210,7 @@ class Worker:
             guard,
             cache,
             watch=watch,
-            max_batch=self._settings.max_batch,
+            max_batch=self._width(pair),
             arrivals=self._arrivals,
         )
         try:
@@ -234,6 +235,11 @@ class Worker:
             if all(row.listener is not job.mailbox for row in left):
                 job.mailbox.failed(error)
         return left
+
+    def _width(self, pair: Pair) -> int | WidthChooser:
+        if self._settings.max_batch == "auto":
+            return make_chooser(pair.rounds.times, pair.rounds.fit, "auto")
+        return self._settings.max_batch
 
     def _asked(self) -> list[int | str]:
         """The numbers of drafts that running requests ask for."""

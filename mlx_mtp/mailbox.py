@@ -3,6 +3,7 @@
 A reader who is slow makes nothing grow: beyond MAX_WAITING chunks the newest are merged into one.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from mlx_mtp.errors import EngineError, MtpError
 from mlx_mtp.progress import Progress
 from mlx_mtp.reply import Chunk, Gathered, Generation
 
+LOG = logging.getLogger(__name__)
 MAX_WAITING = 64  # chunks that a reader may be behind before they are merged
 LOOK_EVERY_S = 1.0  # how often a reader who waits makes sure that somebody still computes
 
@@ -164,4 +166,7 @@ class Mailbox:
         with self._changed:
             calls, self._on_end = self._on_end, []
         for call in calls:
-            call(self._result)
+            try:
+                call(self._result)
+            except Exception:
+                LOG.exception("what was to be called at a reply's end raised")

@@ -349,6 +349,23 @@ def test_events_by_callback():
     )
 
 
+def test_what_is_called_at_the_end(caplog):
+    ends: list = []
+    with engine_on() as engine:
+
+        def raises(result) -> None:
+            raise ValueError("not the engine's fault")
+
+        handle = engine.submit(ids_of(), max_tokens=30)
+        handle.when_done(raises)
+        handle.when_done(ends.append)
+        out = handle.result(WITHIN_S)
+        assert engine.submit(ids_of(), max_tokens=5).result(WITHIN_S).tokens == out.tokens[:5]
+        handle.when_done(ends.append)
+        assert ends == [out, out], "now, where it has ended"
+    assert "not the engine's fault" in caplog.text
+
+
 def test_a_callback_that_raises_cancels_its_request_alone(caplog):
     def on_event(event) -> None:
         if isinstance(event, Token):
