@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import pexpect
 import pytest
 
-from cli_runs import one_line, run_main
+from cli_runs import COMMAND, environment, one_line, run_main
 from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.profiles import LARGEST_BYTES
 from tiny_checkpoints import drafter_config, published_names, random_tensors, target_config, write_checkpoint
@@ -169,3 +170,18 @@ def test_a_dense_model_has_none() -> None:
     done = run_main("tune", "demo", "--experts")
     assert done.returncode == 2 and done.stdout == b""
     assert "demo is a dense model" in done.stderr.decode() and "26b" in done.stderr.decode()
+
+
+def test_a_chat_times_rounds_after_its_first_reply_and_then_listens() -> None:
+    command = [*COMMAND[1:], "chat", "demo", "--max-tokens", "4", "--plain"]
+    chat = pexpect.spawn(COMMAND[0], command, env=environment(TERM="xterm"), encoding="utf-8", timeout=120)
+    chat.expect("lists the commands")
+    chat.send("def f(\r")
+    chat.expect("tok/s")  # the whole reply and its figures come first
+    chat.expect("timing rounds with 0 drafts")
+    chat.send("/mtp\r")  # typed meanwhile: timing ends, and the line is read
+    chat.expect("MTP is auto")
+    chat.send("\x04")
+    chat.expect(pexpect.EOF)
+    chat.close()
+    assert chat.exitstatus == 0
