@@ -107,9 +107,17 @@ def _choice(times: RoundTimes, acceptance: float) -> Choice:
 
 def widths_of(times: RoundTimes) -> list[Width]:
     """Width and drafts of a batch, for both goals; [] where nothing says how long a round takes."""
-    if times.plain_seconds() is None and not times.has_prior:
+    usual = times.usual_seconds()
+    if usual is None and not times.has_prior:
         return []
-    seconds, widths = measured_seconds(times), widths_up_to(MAX_WIDTH)
+    relative, widths = measured_seconds(times), widths_up_to(MAX_WIDTH)
+    scale = (
+        1.0 if usual is None else usual / relative(1, 0)
+    )  # times of an earlier run have no part in `relative`
+
+    def seconds(width: int, drafts: int) -> float:
+        return scale * relative(width, drafts)
+
     return [
         Width(goal, level, choose_batch(seconds, expected_tokens(level), widths=widths, goal=goal))
         for goal in GOALS

@@ -63,6 +63,9 @@ def test_the_choice_is_the_best_there_is_or_none() -> None:
 
 def test_widths_need_to_know_how_long_a_round_takes() -> None:
     assert widths_of(RoundTimes()) == []
+    kept = RoundTimes()
+    kept.learn(times_of({2: 1.5}).to_json())
+    assert widths_of(kept) == widths_of(times_of({2: 1.5}))
     for times in (times_of({2: 1.5}), RoundTimes(CostModel(0.001, 0.02, 0.001, draft_s=0.001))):
         found = widths_of(times)
         assert {(own.goal, own.acceptance) for own in found} == set(

@@ -132,6 +132,10 @@ def _report(model: str, out: Path | None, *, offline: bool, yes: bool) -> None:
     for name, entry in document["sections"].items():
         if entry["status"] != "ok":
             say(f"{name}: {entry['status']}: {entry['reason']}")
+    if document["sections"].get("experts", {}).get("status") == "ok":
+        from mlx_mtp.cli.tune_experts import HINT
+
+        say(HINT)
     write_answer(f"{path}\n")
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SCHEMA = "mlx-mtp experts 1"
 MOST_TOKENS = 2048  # of a text from a file
 HINT = (
-    "Nobody has published this for Gemma 4. If this is the real 26B-A4B, please send what --json gives: "
-    "docs/tuning.md says where to."
+    "Nobody has published this for Gemma 4. If this is the real 26B-A4B, please send the figures: "
+    "docs/tuning.md says how."
 )
 
 

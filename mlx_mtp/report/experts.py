@@ -27,7 +27,9 @@ def expert_overlap(setting: Setting, found: Found, deadline: Deadline) -> None:
     """Distinct experts of 1 to 16 consecutive rows of greedy replies, against independent choice and none shared."""
     target = setting.the_pair.target
     if not target.text.num_experts:
-        raise NotHere("the model has no experts; open 26b to answer this")
+        raise NotHere(
+            "the model has no experts; mlx-mtp tune 26b --experts answers this, and docs/tuning.md says how to send it"
+        )
     measure_overlap(target, replies(setting), found, deadline.check)
 
 
