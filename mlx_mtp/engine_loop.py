@@ -30,9 +30,8 @@ from mlx_mtp.shared_policy import SharedPolicy
 
 LOG = logging.getLogger(__name__)
 PREFIX_SHARE, PREFIX_AT_MOST = 0.25, 8 * GIB  # of what is left of the budget once the model is loaded
-EXIT_WITHIN_S = (
-    30.0  # how long the end of the process waits for the round, or chunk of a prefill, that is running
-)
+LOOK_EVERY_S = 5.0  # how often an engine that has nothing to do looks whether memory is short
+EXIT_WITHIN_S = 30.0  # for which the process's end waits: a round or a chunk of a prefill may be running
 
 Status = Literal["loading", "ready", "closed", "failed"]
 
@@ -184,7 +183,7 @@ class Worker:
         turn = self.pair.prompt_format.tokenizer.token_id(TURN)
         cache = PrefixCache(self.pair.target, budget=self._prefix_budget(guard), turn_id=turn)
         rows: Sequence[Row] = ()
-        while rows or self._wait_for_jobs():
+        while rows or self._wait_for_jobs(guard, cache):
             rows = self._run_batch(self.pair, rows, guard, cache)
 
     def _prefix_budget(self, guard: Guard) -> int:
@@ -192,10 +191,14 @@ class Worker:
             return self._settings.prefix_budget
         return max(0, min(int(PREFIX_SHARE * (guard.budget - footprint_bytes())), PREFIX_AT_MOST))
 
-    def _wait_for_jobs(self) -> bool:
-        """Until there is a request; False if the engine is to close."""
+    def _wait_for_jobs(self, guard: Guard, cache: PrefixCache) -> bool:
+        """Until there is a request; False if the engine is to close. Prefixes are let go of where memory gets short."""
         with self.shared.changed:
-            self.shared.changed.wait_for(lambda: bool(self.shared.inbox) or self.shared.is_closing)
+            while not self.shared.inbox and not self.shared.is_closing:
+                self.shared.changed.wait(LOOK_EVERY_S if len(cache) else None)
+                if guard.relief() != "none" and cache.shrink():
+                    mx.clear_cache()
+                    self._count(cache)
             return not self.shared.is_closing
 
     def _run_batch(self, pair: Pair, rows: Sequence[Row], guard: Guard, cache: PrefixCache) -> list[Row]:

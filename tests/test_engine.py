@@ -8,6 +8,7 @@ import time
 import pytest
 
 import mlx_mtp.batch
+import mlx_mtp.engine_loop
 import mlx_mtp.mailbox
 import mlx_mtp.round
 from engines import LONG, alone, engine_on, ids_of, pair_of, sampled
@@ -466,6 +467,27 @@ def test_a_prompt_that_does_not_fit_is_refused_and_the_next_is_not(monkeypatch):
         with pytest.raises(MemoryRefusal):
             big.result(WITHIN_S)
         assert engine.submit(ids_of(), max_tokens=5).result(WITHIN_S).tokens == alone(ids_of(), max_tokens=5)
+
+
+def test_an_idle_engine_lets_go_of_prefixes_where_memory_gets_short(monkeypatch):
+    monkeypatch.setattr(mlx_mtp.engine_loop, "LOOK_EVERY_S", 0.02)
+    said = ["none"]
+    monkeypatch.setattr(mlx_mtp.pressure.Guard, "relief", lambda self: said[0])
+    with engine_on() as engine:
+        engine.submit(ids_of(), max_tokens=5).result(WITHIN_S)
+        assert _cached_bytes(engine, lambda size: size > 0) > 0
+        said[0] = "shrink"
+        assert _cached_bytes(engine, lambda size: size == 0) == 0
+        said[0] = "none"
+        assert engine.submit(ids_of(), max_tokens=5).result(WITHIN_S).stats.reused_tokens == 0
+
+
+def _cached_bytes(engine: Engine, is_it) -> int:
+    """What is kept, once that is as wanted, or time is up: the result is there before the K/V is handed back."""
+    until = time.monotonic() + WITHIN_S
+    while not is_it(engine.status.cached_bytes) and time.monotonic() < until:
+        time.sleep(0.01)
+    return engine.status.cached_bytes
 
 
 def test_a_full_queue_says_so():
