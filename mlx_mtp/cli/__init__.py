@@ -14,6 +14,7 @@ import mlx_mtp
 from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.cli import models
 from mlx_mtp.cli.batch import batch
+from mlx_mtp.cli.bench import bench
 from mlx_mtp.cli.chat import chat
 from mlx_mtp.cli.doctor import doctor
 from mlx_mtp.cli.generate import generate
@@ -56,6 +57,7 @@ app.command()(chat)
 app.command()(generate)
 app.command()(batch)
 app.command()(prove)
+app.command()(bench)
 app.command()(race)
 app.command()(serve)
 app.command()(tune)
