@@ -2,13 +2,15 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 from peer_arm import Clock, Job, Play, Reply, run_arm
-from peer_watch import watching
+from peer_watch import BUILD, watching
 
 import mlx_mtp
+import mlx_mtp.decode
 from mlx_mtp.checkpoint import read_drafter, read_target
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.drafter import make_drafter
@@ -67,4 +69,4 @@ def open_arm(job: Job) -> Play:
 
 
 if __name__ == "__main__":
-    run_arm(open_arm, ("mlx-mtp", "mlx"), watching)
+    run_arm(open_arm, ("mlx-mtp", "mlx"), partial(watching, (mlx_mtp.decode, "_build", BUILD)))

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 DISPATCHES = ("async_eval",)
 WAITS = ("eval", "synchronize", "item", "tolist")  # each returns only when what it names is computed
+BUILD = "build"
 
 
 @dataclass(slots=True)
@@ -23,7 +24,10 @@ class Watch:
     depth: int = 0
 
     def summary(self, spans: list[tuple[float, float]], rounds: int) -> dict[str, float]:
-        """A round, of `rounds` in these spans of time: milliseconds by place, and calls that wait or dispatch."""
+        """A round, of `rounds` in these spans of time: milliseconds by place, and calls that wait or dispatch.
+
+        host: outside all calls that dispatch or wait; build: the part that describes rounds, where it is watched.
+        """
         within = [
             (name, end - begin)
             for name, begin, end in self.events
@@ -31,9 +35,12 @@ class Watch:
         ]
         dispatches = [seconds for name, seconds in within if name in DISPATCHES]
         waits = [seconds for name, seconds in within if name in WAITS]
+        builds = [seconds for name, seconds in within if name == BUILD]
         total = sum(last - first for first, last in spans)
+        host = total - sum(dispatches) - sum(waits)
         return {
-            "host ms": 1e3 * (total - sum(dispatches) - sum(waits)) / rounds,
+            "host ms": 1e3 * host / rounds,
+            "build ms": 1e3 * (sum(builds) if builds else host) / rounds,
             "dispatch ms": 1e3 * sum(dispatches) / rounds,
             "wait ms": 1e3 * sum(waits) / rounds,
             "dispatches": len(dispatches) / rounds,
@@ -41,20 +48,24 @@ class Watch:
         }
 
 
+PLACES = (
+    *((mx, name, name) for name in ("async_eval", "eval", "synchronize")),
+    *((mx.array, name, name) for name in ("item", "tolist")),
+)
+
+
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """Watch MLX's calls that dispatch or wait, whoever makes them, inside the block."""
-    watch = Watch()
-    places = [(mx, name) for name in ("async_eval", "eval", "synchronize")]
-    places += [(mx.array, name) for name in ("item", "tolist")]
-    originals = [getattr(owner, name) for owner, name in places]
-    for (owner, name), original in zip(places, originals, strict=True):
-        setattr(owner, name, timed(watch, name, original))
+def watching(*more: tuple[Any, str, str]) -> Iterator[Watch]:
+    """Watch MLX's calls that dispatch or wait, whoever makes them, and `more` (owner, attribute, name of event)."""
+    watch, places = Watch(), (*PLACES, *more)
+    originals = [vars(owner)[attribute] for owner, attribute, _ in places]
+    for (owner, attribute, name), original in zip(places, originals, strict=True):
+        setattr(owner, attribute, timed(watch, name, original))
     try:
         yield watch
     finally:
-        for (owner, name), original in zip(places, originals, strict=True):
-            setattr(owner, name, original)
+        for (owner, attribute, _), original in zip(places, originals, strict=True):
+            setattr(owner, attribute, original)
 
 
 def timed(watch: Watch, name: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@
 A pair is the name of a folder of tests/golden, or a folder that holds target/, drafter/ and held_out.json. All arms are
 greedy, in float32 unless --as-stored, one prompt at a time; processes of the arms alternate; the time of prefill and of
 a warm-up does not count. Ours includes finding the text and the statistics, the peers' only the tokens. Host work is
-watched in one further run that is not timed.
+watched in one further run of each process, which is not timed.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,12 @@ GOLDEN = BENCH.parent / "tests" / "golden"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A script, whose environment runs it (None: this one), and whether it drafts."""
+    """A script, whose environment runs it (None: this one), whether it drafts, and how many (None: as asked for)."""
 
     script: str
     peer: str | None
     drafts: bool
+    k: int | None = None
 
 
 ARMS = {
@@ -86,18 +88,18 @@ def find_pair(name: str, prompts: int) -> Pair:
     return Pair(folder.name, folder / "target", folder / "drafter", ids)
 
 
-def run_process(arm: Arm, pair: Pair, args: argparse.Namespace, *, watch: bool) -> dict[str, Any]:
+def run_process(arm: Arm, pair: Pair, args: argparse.Namespace) -> dict[str, Any]:
     """One process of one arm -> what it printed."""
     job = Job(
         target=str(pair.target),
         drafter=str(pair.drafter),
         prompts=pair.prompts,
         tokens=args.tokens,
-        drafts=args.drafts if arm.drafts else 0,
+        drafts=(args.drafts if arm.k is None else arm.k) if arm.drafts else 0,
         warm_ups=args.warm_ups,
         runs=args.runs,
         float32=not args.as_stored,
-        watch=watch,
+        watch=True,
     )
     # Not resolved: the link in an environment's folder is what makes Python find that environment.
     python = sys.executable if arm.peer is None else str(python_of(args.peers, arm.peer).absolute())
@@ -113,23 +115,26 @@ def run_process(arm: Arm, pair: Pair, args: argparse.Namespace, *, watch: bool) 
 
 
 def compare(pair: Pair, arms: Mapping[str, Arm], args: argparse.Namespace) -> dict[str, Any]:
-    """A B A B .. on one pair -> what each arm took and did, and the ratios."""
+    """A B A B .. on one pair -> what each arm took and did, by its name."""
     printed: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for turn in range(args.repeats):
         for name, arm in arms.items():
             print(f"{pair.name}, pass {turn + 1} of {args.repeats}: {name}", file=sys.stderr, flush=True)
-            printed[name].append(run_process(arm, pair, args, watch=turn == args.repeats - 1))
+            printed[name].append(run_process(arm, pair, args))
     reference = printed[REFERENCE][0]["runs"][0]["tokens"]
     timed = len(pair.prompts) * (args.tokens - 1)
-    figures = {name: figures_of(name, own, reference, timed) for name, own in printed.items()}
-    ratios = {
+    return {name: figures_of(name, own, reference, timed) for name, own in printed.items()}
+
+
+def ratios_of(figures: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """Milliseconds a token of one arm over another's, where both wrote the same text."""
+    return {
         f"{a} / {b}, ms a token": rounded(
             figures[a]["ms a token"]["median"] / figures[b]["ms a token"]["median"]
         )
         for a, b in RATIOS
         if a in figures and b in figures and "equal" == figures[a]["text"] == figures[b]["text"]
     }
-    return {"prompts": len(pair.prompts), "arms": figures, "ratios": ratios}
 
 
 def figures_of(
@@ -141,7 +146,8 @@ def figures_of(
     if any(run["tokens"] != last["tokens"] for run in runs):
         sys.exit(f"{name} gives different tokens from run to run: nothing is reported")
     times = spread([1e3 * run["seconds"] / timed for run in runs])
-    host = printed[-1]["host"]
+    watched = [process["host"] for process in printed if process["host"] is not None]
+    host = {what: rounded(median(own[what] for own in watched)) for what in watched[0]} if watched else None
     return {
         "text": text_verdict(last["tokens"], reference),
         "ms a token": times,
@@ -150,7 +156,7 @@ def figures_of(
         "rounds": last["rounds"],
         "tokens a round": rounded(timed / last["rounds"]),
         "accepted": last["accepted"],
-        "host, a round": host and {what: rounded(value) for what, value in host.items()},
+        "host, a round": host,
         "versions": printed[-1]["versions"],
     }
 
@@ -168,11 +174,10 @@ def text_verdict(tokens: list[list[int]], reference: list[list[int]]) -> str:
     return f"differs in {len(differing)} of {len(tokens)}, first in reply {prompt + 1} from token {at + 1} on"
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """Print one pair's figures, a line an arm."""
-    print(f"{name}: {found['prompts']} prompts")
+def show(arms: Mapping[str, dict[str, Any]]) -> None:
+    """Print a pair's figures, a line an arm."""
     print(f"{'':22} ms/token  (from    to)  ms/round  tokens/round  host ms  dispatch    wait  syncs  text")
-    for arm, own in found["arms"].items():
+    for arm, own in arms.items():
         times, host = own["ms a token"], own["host, a round"]
         watched = (
             f"{host['host ms']:7.2f}  {host['dispatch ms']:8.2f} {host['wait ms']:7.2f}  {host['syncs']:5.1f}"
@@ -183,8 +188,6 @@ def show(name: str, found: dict[str, Any]) -> None:
             f"{arm:22} {times['median']:8.2f} ({times['min']:.2f} to {times['max']:.2f}) {own['ms a round']:8.2f}"
             f"  {own['tokens a round']:12.2f}  {watched}  {own['text']}"
         )
-    for what, ratio in found["ratios"].items():
-        print(f"  {what}: {ratio}")
 
 
 def main() -> None:
@@ -216,12 +219,22 @@ def main() -> None:
         blas = {"blas": str(args.openblas), "four rows cost one row times": str(rounded(check_preloaded()))}
     load = machine()["load_average"]
     pairs = [find_pair(name, args.prompts) for name in args.pairs]
-    results = {"load before": load, "pairs": {pair.name: compare(pair, arms, args) for pair in pairs}}
+    results: dict[str, Any] = {"load before": load, "pairs": {}}
+    for pair in pairs:
+        figures = compare(pair, arms, args)
+        results["pairs"][pair.name] = {
+            "prompts": len(pair.prompts),
+            "arms": figures,
+            "ratios": ratios_of(figures),
+        }
     settings = {"drafts": args.drafts, "tokens": args.tokens, "timed runs": args.runs * args.repeats, **blas}
     result = record("our decoding and peers' on the same pairs", settings, results)
     print(f"{result['what']}: {result['label']}")
     for name, found in results["pairs"].items():
-        show(name, found)
+        print(f"{name}: {found['prompts']} prompts")
+        show(found["arms"])
+        for what, ratio in found["ratios"].items():
+            print(f"  {what}: {ratio}")
     save(result, args.json)
 
 
