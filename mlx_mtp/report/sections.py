@@ -8,6 +8,7 @@ from mlx_mtp.report.experts import expert_overlap
 from mlx_mtp.report.footprint import memory
 from mlx_mtp.report.here import exactness, machine
 from mlx_mtp.report.kernels import kernels, matrix_order
+from mlx_mtp.report.overlap import overlap
 from mlx_mtp.report.position import drafter_position
 from mlx_mtp.report.products import dtype_times
 from mlx_mtp.report.protocol import Section
@@ -22,6 +23,7 @@ SECTIONS = (
     Section("memory", "Does the estimate cover what MLX and the process take?", 75, memory),
     Section("exactness", "Is a row computed alike in passes of every size?", 45, exactness),
     Section("donation", "Does a round write its K/V in place?", 45, donation),
+    Section("overlap", "Is the next round built while this one runs?", 30, overlap),
     Section("position", "Are more drafts kept at position P or at P - 1?", 80, drafter_position),
     Section("acceptance", "How many drafts are kept at 16, 8 and 4 bits of the drafter?", 110, acceptance),
     Section("other_targets", "And with the other precisions of the target?", 60, other_targets),
