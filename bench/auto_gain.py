@@ -9,8 +9,8 @@ checks drafts nearly for nothing. The pairs are enlarge.py's: texts and acceptan
 every text with every arm in turn, decoding only; runs add their passes to those in the file. Speeds are the best fixed
 arm's seconds over auto's: below 1 auto is slower than the number of drafts that was best in hindsight, for each text.
 "later texts": times of rounds are known from a kept profile. "first text": nothing is known and nothing is traced yet,
-against arms that are traced. Then the measured costs of rounds and the recorded acceptance are played through the
-simulator; a run without variants records that acceptance, once, and writes the summary.
+against arms that are traced. The measured costs of rounds and the demo pair's recorded acceptance (traces/demo.json)
+are then played through the simulator.
 """
 
 import argparse
@@ -32,9 +32,8 @@ from demo_models import held_out_chat, held_out_code, load_ours
 from enlarge import SOURCE, enlarge, size_for
 from preload import check_preloaded, cost_of_rows
 from report import machine, record, rounded, save
-from sim_record import right_behind
 
-from mlx_mtp import Sampling, generate
+from mlx_mtp import Sampling
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.fit import Fit
 from mlx_mtp.pair import Pair
@@ -46,14 +45,13 @@ from mlx_mtp.timed_rounds import TimedRounds
 OPENBLAS = Path("/usr/lib/x86_64-linux-gnu/libopenblas.so.0")
 FIXED = (0, 1, 2, 3, 4, 6)
 MOST = 8  # drafts in recorded texts and curves
-TOKENS = 64
-RECORDED = 240  # tokens of a text that is replayed
+TOKENS = 128
 GREEDY = Sampling(temperature=0.0)
 # GB of MLPs and experts, with 0.03 of others: beyond a cache of 32 MB; fewer where each row is computed alone.
 GIGABYTES = {"stock": 0.03, "openblas": 0.1}
 EXPERTS = 32
 VARIANTS = tuple(f"{blas}-{kind}" for blas in GIGABYTES for kind in ("dense", "moe"))
-CURVE_ROUNDS = 5
+CURVE_TURNS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,24 +147,11 @@ def name_of(drafts: int) -> str:
 
 
 def curve_of(pair: Pair) -> list[float]:
-    """Seconds of a round that makes and verifies 0, 1, .. drafts; medians of a few."""
-    timed = TimedRounds(pair.rounds, room=(MOST + 1) ** 2 * (CURVE_ROUNDS + 1))
-    own = []
-    for drafts in range(MOST + 1):
-        timed.play(drafts)
-        seconds = sorted(timed.play(drafts) for _ in range(CURVE_ROUNDS))
-        own.append(round(seconds[CURVE_ROUNDS // 2], 5))
-    return own
-
-
-def recorded(tokens: int) -> dict[str, list[int]]:
-    """For each text and place in it, how many drafts of the demo pair made there are right."""
-    pair = load_ours("demo")
-    found = {}
-    for name, ids in texts_of(pair).items():
-        text = generate(pair, ids, max_tokens=tokens + MOST + 1, sampling=GREEDY, num_draft_tokens=0).tokens
-        found[name] = [right_behind(pair, [*ids, *text[:place]], MOST) for place in range(tokens)]
-    return found
+    """Seconds of a round that makes and verifies 0, 1, .. drafts: the least of several, in turn, so that what else runs
+    on the machine lengthens none of them."""
+    timed = TimedRounds(pair.rounds, room=(MOST + 1) ** 2 * (CURVE_TURNS + 1))
+    turns = [[timed.play(drafts) for drafts in range(MOST + 1)] for _ in range(CURVE_TURNS + 1)]
+    return [round(min(seconds), 5) for seconds in zip(*turns[1:], strict=True)]
 
 
 def play_variant(
@@ -252,7 +237,6 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--seconds", type=float, help="begin no pass that would end later, of a variant")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="a text")
-    parser.add_argument("--recorded", type=int, default=RECORDED, help="tokens of a replayed text")
     parser.add_argument("--gigabytes", type=float, help="of added weights, for all variants")
     parser.add_argument("--folder", type=Path, help="where enlarged pairs are kept; else written anew")
     parser.add_argument("--json", type=Path, help="where samples are added and the record is written")
@@ -273,7 +257,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> None:
     before = json.loads(args.json.read_text())["results"] if args.json and args.json.is_file() else {}
-    kept, right = before.get("variants", {}), before.get("right") or {}
+    kept = before.get("variants", {})
     for variant in args.variants if args.anew else ():
         kept.pop(variant, None)
     with tempfile.TemporaryDirectory() as folder:
@@ -283,8 +267,7 @@ def measure(args: argparse.Namespace) -> None:
         arguments += ["--seconds", str(args.seconds)] if args.seconds else []
         for variant in args.variants:
             add(kept, variant, in_child(variant, arguments, partial(environment_of, variant)))
-    right = right if args.variants or right else recorded(args.recorded)
-    results = {"summary": summary(kept, right), "right": right, "variants": kept}
+    results = {"summary": summary(kept), "variants": kept}
     result = record(
         '"auto" against the best fixed number of drafts, enlarged demo pairs, greedy, float32', {}, results
     )

@@ -1,13 +1,15 @@
 """What samples of auto_gain.py say: auto against the best fixed number of drafts, text by text, with an interval."""
 
+import json
 import random
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim_curves import CostCurve
-from simulate import fixed_seconds, play
+from simulate import TRACES, fixed_seconds, play
 
+from mlx_mtp.cost import monotone
 from mlx_mtp.policy import AutoPolicy
 from mlx_mtp.round_times import RoundTimes
 
@@ -19,8 +21,9 @@ GOALS = {"measured": 0.95, "replayed": 0.98}
 Samples = Sequence[Mapping[str, Any]]
 
 
-def summary(variants: Mapping[str, Any], right: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def summary(variants: Mapping[str, Any]) -> dict[str, Any]:
     """By variant: seconds of each arm and text, the best fixed arm, auto's speed over that, and the same replayed."""
+    right = recorded()
     return {
         name: {
             "passes": len({sample["turn"] for sample in own["samples"]}),
@@ -28,10 +31,16 @@ def summary(variants: Mapping[str, Any], right: Mapping[str, Sequence[int]]) -> 
             "best fixed": best_fixed(own["samples"]),
             "measured": {arm: speed(own["samples"], arm) for arm in ARMS},
             "in processor time": {arm: speed(in_processor_time(own["samples"]), arm) for arm in ARMS},
-            "replayed": replayed(own["curves"], right) if right else None,
+            "replayed": replayed(own["curves"], right),
         }
         for name, own in variants.items()
     }
+
+
+def recorded() -> dict[str, list[int]]:
+    """For each place in two texts of code, and in two of chat: how many drafts made there are right."""
+    right = json.loads((TRACES / "demo.json").read_text(encoding="utf-8"))["right"]
+    return {"code": right[: len(right) // 2], "chat": right[len(right) // 2 :]}
 
 
 def in_processor_time(samples: Samples) -> list[dict[str, Any]]:
@@ -96,11 +105,12 @@ def ratio(pairs: Sequence[tuple[str, float, float]]) -> float:
 
 
 def replayed(curves: Sequence[Sequence[float]], right: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The same on the median curve of rounds and recorded acceptance, without the machine's moods.
+    """The same on the median curve of rounds, made to rise, and recorded acceptance, without the machine's moods.
 
     Drafts are paid for in the round that verifies them. Later texts: the others were played before, in turn.
     """
-    own = tuple(statistics.median(values) for values in zip(*curves, strict=True))
+    medians = [statistics.median(values) for values in zip(*curves, strict=True)]
+    own = tuple(monotone(medians, [1.0] * len(medians)))
     curve = CostCurve(own, 0.0, None)
     best = {
         text: min(fixed_seconds(places, curve, k) for k in range(len(own))) for text, places in right.items()
@@ -142,6 +152,5 @@ def words(found: Mapping[str, Any]) -> str:
                     f"  {arm}, {clock}: {one['speed']:.3f} of the best fixed speed ({one['lower']:.3f} to "
                     f"{one['upper']:.3f}; {GOALS['measured']} {met}), {one['over plain']:.2f} x plain"
                 )
-            if replay:
-                lines.append(f"  {arm}, replayed: {replay[arm]:.3f} ({GOALS['replayed']} wanted)")
+            lines.append(f"  {arm}, replayed: {replay[arm]:.3f} ({GOALS['replayed']} wanted)")
     return "\n".join(lines)

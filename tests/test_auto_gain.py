@@ -147,9 +147,8 @@ def test_samples_of_another_size_are_not_mixed(bench):
 @pytest.mark.slow
 def test_a_short_measurement(tmp_path):
     command = [sys.executable, "bench/auto_gain.py", "stock-moe", "--passes", "1", "--tokens", "8"]
-    command += ["--recorded", "8"]
     target = tmp_path / "gain.json"
     subprocess.run([*command, "--gigabytes", "0.02", "--json", target], cwd=ROOT, check=True, timeout=600)
     kept = json.loads(target.read_text())["results"]
-    assert kept["summary"]["stock-moe"]["passes"] == 1 and len(kept["right"]["code"]) == 8
-    assert len(kept["variants"]["stock-moe"]["samples"]) == 4 * 8
+    assert kept["summary"]["stock-moe"]["passes"] == 1
+    assert len(kept["variants"]["stock-moe"]["samples"]) == 3 * 8
