@@ -21,7 +21,7 @@ Known = Literal["timed", "between", "expected"]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A round with so many drafts. Its time in plain rounds is also the tokens at which it breaks even."""
+    """A round with so many drafts. Its time in the fastest plain rounds is also the tokens at which it breaks even."""
 
     drafts: int
     seconds: float | None  # None where no round was timed
@@ -39,7 +39,7 @@ class Choice:
     acceptance: float
     drafts: int
     tokens_per_round: float
-    gain: float  # speed over that of plain decoding
+    gain: float  # speed over that of the fastest plain decoding there is, exact or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,21 @@ def curve_of(times: RoundTimes) -> list[Point]:
 
     def point(drafts: int) -> Point:
         ratio = times.ratio(drafts)
+        break_even = ratio * tax_of(times)
         known: Known = "expected"
         if drafts in measured or (not drafts and plain is not None):
             known = "timed"
         elif measured and drafts < max(measured):
             known = "between"
         seconds = None if plain is None else plain * ratio
-        return Point(drafts, seconds, ratio, share_needed(drafts, ratio), known)
+        return Point(drafts, seconds, break_even, share_needed(drafts, break_even), known)
 
     return [point(drafts) for drafts in CANDIDATES]
+
+
+def tax_of(times: RoundTimes) -> float:
+    """How many times longer our plain rounds take than the fastest there are; 1 where they are the fastest."""
+    return max(times.plain_tax or 1.0, 1.0)
 
 
 def share_needed(drafts: int, ratio: float) -> float | None:
@@ -97,7 +103,7 @@ def _choice(times: RoundTimes, acceptance: float) -> Choice:
     tokens = expected_tokens(acceptance)
 
     def gain(drafts: int) -> float:
-        return tokens(drafts) / times.ratio(drafts)
+        return tokens(drafts) / (times.ratio(drafts) * tax_of(times))
 
     best = max(CANDIDATES, key=gain)
     if gain(best) < MIN_GAIN:

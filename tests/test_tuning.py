@@ -61,6 +61,18 @@ def test_the_choice_is_the_best_there_is_or_none() -> None:
     assert {choice.drafts for choice in choices_of(times_of({1: 2.0, 2: 3.0, 4: 5.0, 8: 9.0}))} == {0}
 
 
+def test_a_gain_that_is_too_small_or_only_over_taxed_rounds_is_none() -> None:
+    drafts = {choice.acceptance: choice.drafts for choice in choices_of(times_of({1: 1.5 / 1.02, 2: 3.0}))}
+    assert drafts[0.5] == 0 and drafts[0.6] == 1
+    times = times_of({1: 1.2, 2: 1.9})
+    times.plain_tax = 1.5
+    taxed = {choice.acceptance: choice for choice in choices_of(times)}
+    assert taxed[0.8].drafts == 0 and taxed[0.8].gain == pytest.approx(1 / 1.5)
+    assert taxed[0.95].gain == pytest.approx(1.95 / 1.8) and curve_of(times)[1].break_even == pytest.approx(
+        1.8
+    )
+
+
 def test_widths_need_to_know_how_long_a_round_takes() -> None:
     assert widths_of(RoundTimes()) == []
     kept = RoundTimes()
