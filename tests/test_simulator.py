@@ -126,20 +126,39 @@ def test_curves_are_the_cost_models(bench):
     assert together.distinct[3] == pytest.approx(20.2) and apart.distinct[3] == pytest.approx(29.1, abs=0.1)
 
 
-def some_runs(simulate, size, kernels, chip, names):
-    texts = [simulate.read_text(simulate.TRACES / f"{name}.json", 1) for name in names]
-    return [run for text in texts for run in simulate.outcomes_of(size, kernels, chip, text, 1, False)]
+def some_runs(simulate, size, kernels, chip, names, seeds=(1,)):
+    texts = [
+        (simulate.read_text(simulate.TRACES / f"{name}.json", seed), seed) for seed in seeds for name in names
+    ]
+    return [
+        run for text, seed in texts for run in simulate.outcomes_of(size, kernels, chip, text, seed, False)
+    ]
 
 
 def test_auto_on_some_chips(bench):
-    """A few of all runs; the rest is bench/simulate.py's. Equal runs give equal figures."""
+    """A few of all runs, the hardest among them; the rest is bench/simulate.py's. Equal runs give equal figures."""
     simulate = bench("simulate")
-    runs = some_runs(simulate, "31b", "stock", "M4 Pro", ["code", "collapses", "wrong"])
-    runs += some_runs(simulate, "26b-a4b", "ours", "M5", ["chat_moe", "collapses_moe", "wrong"])
+    runs = some_runs(simulate, "31b", "stock", "M4 Pro", ["code", "collapses", "wrong"], seeds=(1, 11))
+    runs += some_runs(
+        simulate, "26b-a4b", "ours", "M5", ["chat_moe", "collapses_moe", "wrong"], seeds=(1, 11)
+    )
+    assert runs[:3] == some_runs(simulate, "31b", "stock", "M4 Pro", ["code"])
     found = simulate.summary(runs)
-    assert runs[:2] == some_runs(simulate, "31b", "stock", "M4 Pro", ["code"])
-    assert found["mean over best fixed"] < 0.03 and found["changes of text"] == 2 * 2 * 2
+    assert found["mean over best fixed"] < 0.03 and found["beyond the worst allowed"] == 0
     assert found["worst over plain"] < 0.02 and found["worst cost of a wrong drafter"] < 0.02
+    assert (
+        found["changes of text"] == 2 * 2 * 2 * 3 and found["recovered in time"] >= 18
+    )  # misses: the page says why
+    dense = simulate.summary([run for run in runs if run.size == "31b"])
+    assert dense["recovered in time"] == dense["changes of text"]
+
+
+def test_the_shortest_text_as_a_pairs_first(bench):
+    """400 tokens from the demo pair, on kernels with which nine rows cost 1.5 times one: what is lost in learning."""
+    simulate = bench("simulate")
+    runs = some_runs(simulate, "e4b", "ours", "M5", ["demo"], seeds=(1, 2, 3))
+    for run in runs:
+        assert run.over_best < (0.09 if run.start == simulate.UNKNOWN_CHIP else 0.08), run
 
 
 def test_a_policy_that_never_parks_is_found_out(bench, monkeypatch):
@@ -159,7 +178,7 @@ def test_a_policy_that_never_parks_is_found_out(bench, monkeypatch):
 @pytest.mark.slow
 def test_auto_on_all_chips(bench):
     simulate = bench("simulate")
-    found = simulate.summary(list(simulate.simulate(simulate.SIZES, simulate.CHIP_NAMES)))
+    found = simulate.summary(list(simulate.simulate(simulate.SIZES, simulate.CHIP_NAMES, seeds=(11,))))
     assert found["mean over best fixed"] < 0.03 and found["worst over plain"] < 0.02
 
 
@@ -173,5 +192,6 @@ def test_json_says_it_is_predicted(bench, tmp_path, monkeypatch, capsys):
     simulate.main()
     kept = json.loads(target.read_text())
     assert "nothing was measured on a Mac" in kept["label"]
-    assert len(kept["outcomes"]) == kept["summary"]["first texts"]["runs"] * 2
+    assert kept["summary"]["first texts"]["runs"] == kept["summary"]["later texts"]["runs"] == 8
+    assert kept["summary of tables"]["12b, ours"]["runs"] == 24 and kept["settings"]["seeds"] == [3]
     assert "12b, ours (predicted)" in capsys.readouterr().out
