@@ -3,59 +3,42 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
 from mlx_mtp.batch_choice import WidthChooser
+from mlx_mtp.batch_slots import Slots
+from mlx_mtp.batch_watch import MAX_BATCH, SILENT, Watch, check_batch
 from mlx_mtp.conversation import Request
-from mlx_mtp.decode import RowLimits, Step, decode
-from mlx_mtp.errors import GenerationError, MemoryRefusal, MtpError, ParameterError
+from mlx_mtp.decode import Step
+from mlx_mtp.errors import GenerationError, MemoryRefusal, MtpError
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy
 from mlx_mtp.prefix_cache import Histories, OneHistory
 from mlx_mtp.pressure import REMEDY, STOPPED, Guard, Relief, out_of_memory_refused
 from mlx_mtp.reply import Chunk, Generation, Reply
-from mlx_mtp.row_start import OnProgress, Place, Row, RowCancelled, Starter
-from mlx_mtp.rows import add_rows, level_fields, put_rows, row_of
+from mlx_mtp.row_start import Row, RowCancelled, Starter
 from mlx_mtp.sampling import sampler_class
-from mlx_mtp.state import State, StateCell, capacity_of, join_rows, keep_rows
+from mlx_mtp.state import State
 from mlx_mtp.turns import History
 
+__all__ = [
+    "CALM_ROUNDS",
+    "LOOK_ROUNDS",
+    "MAX_BATCH",
+    "SILENT",
+    "Batch",
+    "Watch",
+    "check_batch",
+    "generate_rows",
+    "none_arrive",
+]
+
 LOG = logging.getLogger(__name__)
-MAX_BATCH = 64  # rows decoded together at most
 LOOK_ROUNDS = 8  # rounds between two looks at whether another width pays
 MEANWHILE_S = 0.1  # of rounds between two chunks of a prefill, at least one: rows that run slow down, no more
 CALM_ROUNDS = 64  # rounds without a shortage after which a batch that was narrowed takes twice as many rows
-
-
-def check_batch(max_batch: object) -> int:
-    """`max_batch` if it is a width that can be asked for; ParameterError otherwise."""
-    if not isinstance(max_batch, int) or isinstance(max_batch, bool) or not 1 <= max_batch <= MAX_BATCH:
-        raise ParameterError(
-            f"a batch is 1 .. {MAX_BATCH} rows wide, got {max_batch!r}; 4 to 8 suit most machines"
-        )
-    return max_batch
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What a caller wants to be told of a batch; what any of these raises ends it.
-
-    on_progress(done, total): tokens of the prompt that is being prefilled. on_round(tokens): written so far, by all
-    rows. on_chunk(index, chunk): what a round gave a request. on_done(index, reply): a request's reply has ended.
-    on_note(text): said once, where memory admits fewer rows.
-    """
-
-    on_progress: OnProgress | None = None
-    on_round: Callable[[int], None] | None = None
-    on_chunk: Callable[[int, Chunk], None] | None = None
-    on_done: Callable[[int, Generation], None] | None = None
-    on_note: Callable[[str], None] | None = None
-
-
-SILENT = Watch()
 
 
 def generate_rows(
@@ -110,8 +93,7 @@ class Batch:
         self.pair, self.policy, self.guard, self.watch = pair, policy, guard, watch
         self.histories, self.arrivals = histories, arrivals
         self.waiting = deque(rows)
-        self.slots: list[Row] = []  # the rows of the state, those that have ended included
-        self.cell = StateCell()
+        self.slots = Slots(pair, policy, histories)
         self.sampler = sampler_class([row.request.sampling for row in rows])
         self.chooser = max_batch if isinstance(max_batch, WidthChooser) else None
         self.widest = max_batch.most if isinstance(max_batch, WidthChooser) else check_batch(max_batch)
@@ -119,8 +101,6 @@ class Batch:
         self.calm = self.played = 0  # rounds since memory was short, and since the width was looked at
         self.tokens = 0
         self.was_noted = False
-        self.steps: Generator[Step, None, None] | None = None  # the rounds, while they go on
-        self.capacity = 0  # of the state's buffers, which the rounds have then
         self.ready: tuple[list[Row], list[State]] = ([], [])  # rows that were prefilled meanwhile
         self.starter = Starter(pair, guard, self.sampler, watch.on_progress, histories)
         if arrivals is not none_arrive:
@@ -132,9 +112,9 @@ class Batch:
         return self.width if self.chooser is None else min(self.width, self.chooser.width)
 
     @property
-    def running(self) -> list[int]:
-        """Slots whose rows have not ended."""
-        return [i for i, row in enumerate(self.slots) if row.is_running]
+    def running(self) -> list[Row]:
+        """Rows that are decoded now."""
+        return [row for row in self.slots.rows if row.is_running]
 
     def run(self) -> None:
         """Until all rows have ended and none has arrived."""
@@ -148,11 +128,12 @@ class Batch:
                 continue
             self._relieve(relief)
             self._look_for_arrivals()
-        self._hand_back()
+        self.slots.hand_back()
 
     def abandon(self) -> list[Row]:
         """Let go of all that run, after `run` raised something -> the rows that were still to begin."""
-        self.slots, self.cell, self.ready = [], StateCell(), ([], [])
+        self.slots.clear()
+        self.ready = ([], [])
         self.starter.forget()
         return list(self.waiting)
 
@@ -165,38 +146,22 @@ class Batch:
             self._stop([row], None, "cancelled")
         if arrived:
             self.waiting.extend(arrived)
-            every = [row for row in (*self.slots, *self.ready[0], *self.waiting) if row.is_running]
+            every = (*self.running, *self.ready[0], *self.waiting)
             self.sampler = sampler_class([row.request.sampling for row in every])
 
     def _fill(self) -> None:
         """Let rows that wait join: in the places of those that have ended, then behind them."""
-        self._hand_back()
+        self.slots.hand_back()
         if not self.running:
-            self.slots, self.cell, self.width = [], StateCell(), self.widest
+            self.slots.clear()
+            self.width = self.widest
         (joining, states), self.ready = self.ready, ([], [])
         if not joining:
             joining, states = self._start(self.wanted - len(self.running))
-        text = self.pair.target.text
-        if not self.slots:
-            self.slots = joining
-            if states:
-                self.cell.put(join_rows(text, level_fields(states)))
-            return
-        if states:
-            state, *states = level_fields([self.cell.take(), *states])
-            self.cell.put(state)
-            del state
-        free = [i for i, row in enumerate(self.slots) if not row.is_running]
-        if states and free:
-            placed = dict(zip(free, states, strict=False))
-            put_rows(text, self.cell, placed)
-            for i, row in zip(placed, joining, strict=False):
-                self.slots[i] = row
-        if len(states) > len(free):
-            add_rows(text, self.cell, states[len(free) :])
-            self.slots += joining[len(free) :]
-        if 2 * len(self.running) <= len(self.slots):
-            self._keep(self.running)
+        self.slots.join(joining, states)
+        del states
+        if 0 < 2 * len(self.running) <= len(self.slots.rows):
+            self.slots.keep(self.slots.running)
 
     def _start(self, room: int) -> tuple[list[Row], list[State]]:
         """Prefill as many waiting rows as there is room and memory for; MemoryRefusal if no row is left to run."""
@@ -230,7 +195,7 @@ class Batch:
             if row.is_cancelled:
                 raise RowCancelled
             with out_of_memory_refused(self.starter.forget):
-                return self.starter.start(row, others, self._place())
+                return self.starter.start(row, others, self.slots.place)
         except RowCancelled:
             self._stop([row], None, "cancelled")
         except MtpError:
@@ -242,22 +207,14 @@ class Batch:
             LOG.exception("a reply could not begin")
         return None
 
-    def _place(self) -> Place | None:
-        """Where rows would join; None while nothing runs."""
-        if not self.slots:
-            return None
-        if self.steps is None:
-            self.capacity = capacity_of(self.pair.target.text, self.cell.peek().kv)
-        return Place(len(self.slots), len(self.slots) - len(self.running), self.capacity)
-
     # Rounds
 
     def _rounds(self) -> Relief:
         """Rounds until rows can join or leave, or less memory has to be taken -> what the guard said."""
-        if not self.slots:
+        if not self.slots.rows:
             return "none"
         try:
-            for step in self._open_rounds():
+            for step in self.slots.open(self.sampler, until_one_ends=bool(self.waiting)):
                 is_seen = self._take(step)
                 self._look_for_arrivals()
                 self._look_at_width()
@@ -272,71 +229,37 @@ class Batch:
                 relief = self.guard.relief()
                 if relief != "none":
                     return relief
-                if self._may_widen() or (not self.waiting and 2 * running <= len(self.slots)):
+                if self._may_widen() or (not self.waiting and 2 * running <= len(self.slots.rows)):
                     return "none"
             return "none"
         finally:
-            self._close_rounds()
-
-    def _open_rounds(self) -> Generator[Step, None, None]:
-        self._leave_out_ended()
-        eos = frozenset(self.pair.prompt_format.eos_ids)
-        limits = [
-            RowLimits(row.request.max_tokens - len(row.written), eos, is_new=not row.written)
-            for row in self.slots
-        ]
-        state = self.cell.peek()
-        self.capacity = capacity_of(self.pair.target.text, state.kv)
-        # Rows that wait may need what no row of the state does, and has no arrays for.
-        sampler = replace(
-            self.sampler,
-            penalties=self.sampler.penalties and state.counts is not None,
-            bias=self.sampler.bias and "bias" in state.sampling,
-        )
-        del state
-        self.steps = decode(
-            self.pair.rounds, self.cell, limits, self.policy, sampler, until_one_ends=bool(self.waiting)
-        )
-        return self.steps
-
-    def _close_rounds(self) -> None:
-        if self.steps is not None:
-            self.steps.close()
-            self.steps = None
+            self.slots.close()
 
     def _reopen_rounds(self) -> None:
         """Hand back what rows have left that have ended, so that others can begin with it, and go on without them."""
-        if any(row.lease is not None and not row.is_running for row in self.slots):
-            self._close_rounds()
-            self._hand_back()
-        if self.steps is None and self.running:
-            self._open_rounds()
+        if self.slots.has_leavings:
+            self.slots.close()
+            self.slots.hand_back()
+        if self.running and not self.slots.is_open:
+            self.slots.open(self.sampler, until_one_ends=False)
 
     def _play_meanwhile(self) -> None:
         """Rounds between two chunks of the prefill of a row that joins later, so that the others do not stand still."""
         until = time.perf_counter() + MEANWHILE_S
-        while self.steps is not None and self.running:
-            step = next(self.steps, None)
-            if step is not None:
-                self._take(step)
+        while self.running and self.slots.is_open:
+            step = self.slots.next()
+            if step is None:
+                self.slots.close()
             else:
-                self._close_rounds()
-            if step is None or any(not row.is_running and row.lease is not None for row in self.slots):
-                self._reopen_rounds()
+                self._take(step)
+            self._reopen_rounds()
             if time.perf_counter() >= until:
                 return
-
-    def _leave_out_ended(self) -> None:
-        """Rows that ended by a stop string, which rounds know nothing of, write no more."""
-        if len(self.running) < len(self.slots):
-            state = self.cell.take()
-            still = mx.array([row.is_running for row in self.slots])
-            self.cell.put(state._replace(active=mx.logical_and(state.active, still)))
 
     def _take(self, step: Step) -> bool:
         """Hand on what a round gave -> whether the rounds know of every row that has ended by it."""
         is_seen = True
-        for i, row in enumerate(self.slots):
+        for i, row in enumerate(self.slots.rows):
             if not row.is_running or row.reply is None:
                 continue
             row.reply.row = i
@@ -367,26 +290,23 @@ class Batch:
         """Carry out what the guard said."""
         if relief == "stop":
             self.histories.shrink()
-            self._stop([*(self.slots[i] for i in self.running), *self.waiting], STOPPED)
+            self._stop([*self.running, *self.waiting], STOPPED)
             self.waiting.clear()
         elif relief == "shrink" and self.histories.shrink():
             mx.clear_cache()
         elif relief == "shrink" and self.running:
-            kept = self.running[: -(-len(self.running) // 2)]
-            aside = [self.slots[i] for i in self.running[len(kept) :]]
-            self._hand_back()
+            places = self.slots.running
+            kept = places[: -(-len(places) // 2)]
+            aside = [self.slots.rows[i] for i in places[len(kept) :]]
+            self.slots.hand_back()
             for row in aside:
-                self._drop(row)
+                self.slots.drop(row)
             self.waiting.extendleft(reversed(aside))
             self.starter.forget()
             self._narrow(len(kept))
-            if len(kept) < len(self.slots):
-                self._keep(kept)
+            if len(kept) < len(self.slots.rows):
+                self.slots.keep(kept)
             mx.clear_cache()
-
-    def _keep(self, slots: list[int]) -> None:
-        keep_rows(self.cell, slots)
-        self.slots = [self.slots[i] for i in slots]
 
     def _narrow(self, width: int) -> None:
         self.calm, self.width = 0, max(width, 1)
@@ -425,23 +345,3 @@ class Batch:
             self.watch.on_chunk(row.index, chunk)
         if row.result is not None and self.watch.on_done is not None:
             self.watch.on_done(row.index, row.result)
-
-    def _hand_back(self) -> None:
-        """Leave the K/V of rows that have ended to later requests; the state itself where no row runs any more."""
-        ended = {i: row for i, row in enumerate(self.slots) if not row.is_running}
-        for i, row in ended.items():
-            if row.lease is None:
-                continue
-            lease, row.lease = row.lease, None
-            if row.reply is None or row.reply.failed or not self.histories.keeps_replies:
-                self.histories.dropped(lease)
-            elif len(self.slots) == 1:
-                self.histories.ended(lease, [*row.request.ids, *row.written], self.cell.take().kv)
-                self.slots, self.cell = [], StateCell()
-            else:
-                self.histories.ended(lease, [*row.request.ids, *row.written], row_of(self.cell.peek(), i))
-
-    def _drop(self, row: Row) -> None:
-        if row.lease is not None:
-            self.histories.dropped(row.lease)
-            row.lease = None

@@ -247,7 +247,7 @@ class Worker:
     def _asked(self) -> list[int | str]:
         """The numbers of drafts that running requests ask for."""
         batch = self._batch
-        return [] if batch is None else [batch.slots[i].request.num_draft_tokens for i in batch.running]
+        return [] if batch is None else [row.request.num_draft_tokens for row in batch.running]
 
     def _arrivals(self) -> Sequence[Row]:
         """Requests that have come since the last look; where the engine is to close, all end."""

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-import mlx_mtp.batch
+import mlx_mtp.batch_slots
 import mlx_mtp.decode
 import mlx_mtp.turns
 from mlx_mtp import generate, generate_batch
@@ -71,13 +71,13 @@ def solo(variant: str) -> list[list[int]]:
 def batches(monkeypatch) -> list[list[int]]:
     """The requests' lengths in each run of rounds, as (tokens left of each row)."""
     runs: list[list[int]] = []
-    decode = mlx_mtp.batch.decode
+    decode = mlx_mtp.batch_slots.decode
 
     def watched(rounds, cell, rows: Sequence, *rest, **until):
         runs.append([row.max_tokens for row in rows])
         return decode(rounds, cell, rows, *rest, **until)
 
-    monkeypatch.setattr(mlx_mtp.batch, "decode", watched)
+    monkeypatch.setattr(mlx_mtp.batch_slots, "decode", watched)
     return runs
 
 
@@ -195,13 +195,13 @@ def test_a_stop_string_makes_room_and_the_row_writes_no_more(batches):
 def test_a_row_that_stopped_and_keeps_its_place_is_inactive(monkeypatch):
     """Nobody takes its place, for want of memory: the next run of rounds leaves it out."""
     started: list[list[bool]] = []
-    decode = mlx_mtp.batch.decode
+    decode = mlx_mtp.batch_slots.decode
 
     def watched(rounds, cell, *rest, **until):
         started.append(cell.peek().active.tolist())
         return decode(rounds, cell, *rest, **until)
 
-    monkeypatch.setattr(mlx_mtp.batch, "decode", watched)
+    monkeypatch.setattr(mlx_mtp.batch_slots, "decode", watched)
     text = solo("e2b")[3]
     stopped = replace(twelve("e2b")[3], stop=("".join(chr(256 + token) for token in text[4:6]),))
     requests = [stopped, *(twelve("e2b")[i] for i in (2, 10, 0))]

@@ -8,6 +8,7 @@ import time
 import pytest
 
 import mlx_mtp.batch
+import mlx_mtp.batch_slots
 import mlx_mtp.engine_loop
 import mlx_mtp.mailbox
 import mlx_mtp.round
@@ -411,7 +412,7 @@ def test_bad_settings_are_refused(options):
 
 
 def test_what_fails_while_it_is_decoded_harms_no_other(monkeypatch, caplog):
-    decode, calls = mlx_mtp.batch.decode, []
+    decode, calls = mlx_mtp.batch_slots.decode, []
 
     def breaks_once(*args, **options):
         calls.append(1)
@@ -422,7 +423,7 @@ def test_what_fails_while_it_is_decoded_harms_no_other(monkeypatch, caplog):
     with engine_on(max_batch=1) as engine:
         expected = alone(ids_of(), max_tokens=8)
         assert engine.submit(ids_of(), max_tokens=8).result(WITHIN_S).tokens == expected
-        monkeypatch.setattr(mlx_mtp.batch, "decode", breaks_once)
+        monkeypatch.setattr(mlx_mtp.batch_slots, "decode", breaks_once)
         calls.append(1)
         bad, waiting = engine.submit(ids_of(), max_tokens=8), engine.submit(ids_of(), max_tokens=8)
         with pytest.raises(GenerationError, match="a broken round"):

@@ -101,7 +101,7 @@ def test_nothing_is_printed_where_a_request_fails(capfd, monkeypatch):
 
     with engine_on() as engine:
         engine.submit(ids_of(), max_tokens=4).result(WITHIN_S)
-        monkeypatch.setattr("mlx_mtp.batch.decode", broken)
+        monkeypatch.setattr("mlx_mtp.batch_slots.decode", broken)
         with pytest.raises(Exception, match="broken"):
             engine.submit(ids_of(), max_tokens=4).result(WITHIN_S)
     assert capfd.readouterr() == ("", "")

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-import mlx_mtp.batch
+import mlx_mtp.batch_slots
 import mlx_mtp.decode
 import mlx_mtp.prefill
 import mlx_mtp.turns
@@ -111,7 +111,7 @@ def test_other_errors_pass_as_they_are(monkeypatch):
         Conversation(pair_of("e2b")).generate(ids, max_tokens=9)
 
 
-@pytest.mark.parametrize("module, name, at", [PLACES[1], PLACES[6], (mlx_mtp.batch, "join_rows", 1)])
+@pytest.mark.parametrize("module, name, at", [PLACES[1], PLACES[6], (mlx_mtp.batch_slots, "join_rows", 1)])
 def test_a_batch_that_ran_out(monkeypatch, module, name, at):
     pair, (ids, text) = pair_of("e2b"), golden_text("e2b", "long")
     generate_batch(pair, [ids, ids], max_tokens=2)

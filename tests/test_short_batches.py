@@ -7,7 +7,7 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-import mlx_mtp.batch
+import mlx_mtp.batch_slots
 import mlx_mtp.state
 from mlx_mtp import generate
 from mlx_mtp.batch import Watch, generate_rows
@@ -58,13 +58,13 @@ def together(variant: str, sampling: Sampling, k: int, guard: ScriptedGuard) -> 
 def batches(monkeypatch) -> list[int]:
     """How many rows each run of rounds had."""
     sizes: list[int] = []
-    decode = mlx_mtp.batch.decode
+    decode = mlx_mtp.batch_slots.decode
 
     def watched(rounds, cell, rows: Sequence, policy, sampler, **until):
         sizes.append(len(rows))
         return decode(rounds, cell, rows, policy, sampler, **until)
 
-    monkeypatch.setattr(mlx_mtp.batch, "decode", watched)
+    monkeypatch.setattr(mlx_mtp.batch_slots, "decode", watched)
     return sizes
 
 
@@ -117,9 +117,9 @@ def test_rows_that_ended_are_dropped_with_those_put_aside(monkeypatch, batches):
     """And nothing is asked of them any more."""
     pair, (ids, text) = pair_of("e2b"), golden_text("e2b", "long")
     kept: list[list[int]] = []
-    keep_rows = mlx_mtp.batch.keep_rows
+    keep_rows = mlx_mtp.batch_slots.keep_rows
     monkeypatch.setattr(
-        mlx_mtp.batch, "keep_rows", lambda cell, rows: (kept.append(list(rows)), keep_rows(cell, rows))
+        mlx_mtp.batch_slots, "keep_rows", lambda cell, rows: (kept.append(list(rows)), keep_rows(cell, rows))
     )
     requests = [
         make_request(pair, ids, max_tokens=length, sampling=Sampling(temperature=0.0))
