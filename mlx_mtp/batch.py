@@ -38,6 +38,9 @@ __all__ = [
 LOG = logging.getLogger(__name__)
 LOOK_ROUNDS = 8  # rounds between two looks at whether another width pays
 MEANWHILE_S = 0.1  # of rounds between two chunks of a prefill, at least one: rows that run slow down, no more
+JOIN_AFTER_S = (
+    0.25  # of prefills: those that are ready join, so that their first tokens do not wait for the others
+)
 CALM_ROUNDS = 64  # rounds without a shortage after which a batch that was narrowed takes twice as many rows
 
 
@@ -164,7 +167,8 @@ class Batch:
             self.slots.keep(self.slots.running)
 
     def _start(self, room: int) -> tuple[list[Row], list[State]]:
-        """Prefill as many waiting rows as there is room and memory for; MemoryRefusal if no row is left to run."""
+        """Prefill waiting rows while there is room, memory and time; MemoryRefusal if no row is left to run."""
+        began = time.perf_counter()
         joining: list[Row] = []
         states: list[State] = []
         is_short = False
@@ -184,6 +188,10 @@ class Batch:
             states.append(state)
             joining.append(row)
             is_short = self.starter.is_short
+            if self.starter.meanwhile is not None and not is_short:
+                if time.perf_counter() - began > JOIN_AFTER_S:
+                    break
+                self._play_meanwhile()
         if is_short and self.waiting:
             self._narrow(len(self.running) + len(states))
         self.starter.forget_unless(self.waiting[0] if self.waiting else None)

@@ -58,7 +58,7 @@ class Slots:
             return
         if not self.rows:
             self.rows = joining
-            self._cell.put(join_rows(text, level_fields(states)))
+            self._cell.put(states[0] if len(states) == 1 else join_rows(text, level_fields(states)))
             return
         state, *states = level_fields([self._cell.take(), *states])
         self._cell.put(state)

@@ -145,13 +145,14 @@ class Starter:
 
         Raises MemoryRefusal if it does not fit, RowCancelled if nobody waits for it any more.
         """
-        try:
-            prefilled = self._prefilled(row, others, place)
-        except MemoryRefusal as refusal:
-            if isinstance(refusal, StoppedForMemory) or not self._histories.shrink():
-                raise
-            mx.clear_cache()
-            prefilled = self._prefilled(row, others, place)
+        prefilled: Prefilled | None = None
+        while prefilled is None:
+            try:
+                prefilled = self._prefilled(row, others, place)
+            except MemoryRefusal as refusal:
+                if isinstance(refusal, StoppedForMemory) or not self._histories.shrink():
+                    raise
+                mx.clear_cache()
         if row.reply is None:
             row.reply = Reply(self._pair, row.request, prefilled.reused, prefilled.began)
         return start_row(
@@ -177,6 +178,9 @@ class Starter:
 
         def admit(new_bytes: int) -> None:
             joined = self._joining_bytes(row, new_bytes, others, place) if others or place else 0
+            if self._histories.keeps_replies:  # what is reused is copied as it joins, the original stays
+                whole = self._row_bytes(capacity_for(len(context) + row.room))
+                joined = self._joining_bytes(row, whole, others, place)
             self._guard.admit(new_bytes + joined + scratch)
 
         lease = self._histories.take(context)

@@ -23,6 +23,7 @@ from mlx_mtp import (
     PromptError,
 )
 from mlx_mtp.events import Accepted, Done, Drafted, Parked, Progress, Token
+from mlx_mtp.prefix_cache import PrefixCache
 from mlx_mtp.sampling import Sampling
 from talks import golden_text
 
@@ -489,6 +490,32 @@ def _cached_bytes(engine: Engine, is_it) -> int:
     while not is_it(engine.status.cached_bytes) and time.monotonic() < until:
         time.sleep(0.01)
     return engine.status.cached_bytes
+
+
+def test_prefixes_are_let_go_of_before_a_prompt_is_refused(monkeypatch):
+    """As many as it takes, half of what is left each time."""
+    caches: list[PrefixCache] = []
+    admit, most = mlx_mtp.pressure.Guard.admit, [2**60]
+
+    class Watched(PrefixCache):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            caches.append(self)
+
+    def refuses(self, needed: int) -> None:
+        if caches[0].nbytes > most[0]:
+            raise MemoryRefusal("it does not fit beside the prefixes")
+        admit(self, needed)
+
+    monkeypatch.setattr(mlx_mtp.engine_loop, "PrefixCache", Watched)
+    monkeypatch.setattr(mlx_mtp.pressure.Guard, "admit", refuses)
+    with engine_on() as engine:
+        for i in range(8):
+            engine.submit(ids_of(start=7 * i, count=30), max_tokens=5, sampling=sampled(i)).result(WITHIN_S)
+        most[0] = _cached_bytes(engine, lambda size: size > 0) // 5
+        ids = ids_of(start=60, count=30)
+        out = engine.submit(ids, max_tokens=5).result(WITHIN_S)
+    assert out.tokens == alone(ids, max_tokens=5)
 
 
 def test_a_full_queue_says_so():
