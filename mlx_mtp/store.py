@@ -25,6 +25,7 @@ LAST_MODEL = "last-model.json"
 KERNEL_RESULTS = "kernel-results"
 PROFILES = "profiles"
 MEANING = {
+    "bench": "runs of mlx-mtp bench, to resume and to compare",
     KERNEL_RESULTS: "which Metal kernels passed and won on this chip, found again when removed",
     LAST_MODEL: "the model used last",
     PROFILES: "how long rounds take with each model here, found again when removed",

@@ -36,22 +36,16 @@ def seconds_of_the_work() -> float:
 def test_work_that_was_only_described_is_computed_before_the_clock_stops():
     seconds_of_the_work()
     work = min(seconds_of_the_work() for _ in range(3))
-    eager, lazy = timed(Scripted("plain"), GROUP), timed(Lazy("plain"), GROUP)
-    assert eager.faults == lazy.faults == ()
-    assert lazy.decode_s - eager.decode_s > 0.5 * work
+    lazy = timed(Lazy("plain"), GROUP)
+    assert lazy.faults == ()
+    assert lazy.decode_s > 0.5 * work, "the player itself takes no time on this clock"
 
 
 def test_a_clock_that_does_not_wait_is_caught():
     """The clock itself broken: it stops without computing anything."""
     [fault] = timed(Lazy("plain"), GROUP, settle=lambda kept: None).faults
-    assert fault.startswith("late: ")
+    assert fault.startswith("late: ") and "ms of work were left" in fault
     assert timed(Lazy("plain"), GROUP, settle=settle).faults == ()
-
-
-def test_a_clock_that_does_not_wait_for_the_device_is_caught():
-    """Work that was dispatched and not waited for, as `async_eval` leaves it."""
-    [fault] = timed(Lazy("plain"), GROUP, settle=lambda kept: None).faults
-    assert "ms of work were left" in fault
 
 
 def test_tokens_that_were_not_read_are_caught():

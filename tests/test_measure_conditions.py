@@ -15,7 +15,9 @@ from mlx_mtp.measure.conditions import LOADED, POWER, SLEPT, THROTTLED, Moment, 
 
 STAT = "cpu  49449 10 12663 211526 660 0 82 114 7 7\ncpu0 20344 0 5488 111198 96 0 11 58 0 0\n"
 PRESSURE = "some avg10=65.71 avg60=57.84 avg300=28.27 total=120411977\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
-BATT = "Now drawing from 'Battery Power'\n -InternalBattery-0 (id=4653155)\t81%; discharging; 5:02 remaining\n"
+BATT = (
+    "Now drawing from 'Battery Power'\n -InternalBattery-0 (id=4653155)\t81%; discharging; 5:02 remaining\n"
+)
 SETTINGS = "System-wide power settings:\nCurrently in use:\n sleep              1\n lowpowermode         1\n womp 1\n"
 BATTERY = '+-o AppleSmartBattery\n  "PowerTelemetryData" = {"SystemPowerIn"=0,"SystemLoad"=8312,"BatteryPower"=8312}\n'
 GPU = '"PerformanceStatistics" = {"In use system memory"=1,"Device Utilization %"=37,"Renderer Utilization %"=36}\n'

@@ -167,7 +167,7 @@ def _peer(pair: "Pair", settings: Settings, document: Document, *, must_have: bo
     except (CheckpointError, MemoryRefusal) as error:
         if must_have:
             raise
-        document["peer_missing"] = f"not measured: {error}"
+        document["peer_missing"] = f"not measured: {error}".replace(str(pair.folder), "the model")
         say(f"without mlx-lm's arm: {error}")
         return None
 

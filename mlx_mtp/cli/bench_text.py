@@ -14,7 +14,7 @@ from mlx_mtp.measure.summary import Row, rows_of, skipped_of
 from mlx_mtp.measure.tables import machine_line, notes_of, text_of
 
 NARROW = ("arm", "tok/s", "±", "x plain", "tok/round", "accept", "cost", "text")
-WIDE = (*NARROW, "95 % of x", "by position", "TTFT p50/p95", "round p50/p95", "prefill", "parked", "peak")
+WIDE = (*NARROW, "95 % of x", "by position", "TTFT ms", "round ms", "prefill", "parked", "peak")
 WIDE_COLUMNS = 136
 
 
@@ -36,18 +36,22 @@ def title_of(case: Case) -> str:
 
 def _settings_line(document: Document, columns: int | None) -> str:
     settings, prompts = document["settings"], document["fingerprint"]["prompts"]
-    repeats = f"{settings['min_repeats']} to {settings['max_repeats']} repeats"
+    each, tokens = settings["prompts"], settings["tokens"]
     return wrapped(
-        f"prompt set {prompts['version']}, {settings['prompts']} of each workload, {settings['tokens']} tokens each, "
-        f"{repeats}, arms in turn. tok/s: of decoding, the median, ± half the 95 % interval; cost: a round's time in plain "
-        "rounds, and so the tokens a round from which drafting gains",
+        f"prompt set {prompts['version']}, {each} of each workload, {tokens} tokens each, {settings['min_repeats']} to "
+        f"{settings['max_repeats']} repeats, arms in turn. tok/s: of decoding, the median, ± half the 95 % interval; "
+        "cost: a round's time in plain rounds, and so the tokens a round from which drafting gains; ms: p50/p95",
         columns,
     )
 
 
 def _case_text(case: Case, rows: list[Row], columns: int | None, *, wide: bool) -> str:
+    room = None if columns is None else columns - 2
     cells = [[_cell(row, name) for name in (WIDE if wide else NARROW)] for row in rows]
-    lines = [title_of(case), _indented(table(WIDE if wide else NARROW, cells, columns, title=0))]
+    lines = [
+        wrapped(title_of(case), columns),
+        _indented(table(WIDE if wide else NARROW, cells, room, title=0)),
+    ]
     arms_of: dict[str, list[str]] = {}
     for row in rows:
         arms_of.setdefault(notes_of(row), []).append(row.arm)
@@ -75,8 +79,8 @@ def _cell(row: Row, name: str) -> str:
         "cost": "-" if row.round_cost is None else f"{row.round_cost:.2f}",
         "95 % of x": _interval(row.speedup),
         "by position": "/".join(f"{100 * share:.0f}" for share in row.acceptance_by_position[:4]) or "-",
-        "TTFT p50/p95": _milliseconds(row.ttft_ms),
-        "round p50/p95": _milliseconds(row.round_ms),
+        "TTFT ms": _milliseconds(row.ttft_ms),
+        "round ms": _milliseconds(row.round_ms),
         "prefill": _rate(row.prompt_tokens_per_s),
         "parked": _percent(row.parked_share),
         "peak": "-" if row.peak_bytes is None else bytes_text(row.peak_bytes),
@@ -96,7 +100,7 @@ def _interval(ratio: Ratio | None) -> str:
 
 
 def _milliseconds(both: tuple[float, float] | None) -> str:
-    return "-" if both is None else f"{_short(both[0])}/{_short(both[1])} ms"
+    return "-" if both is None else f"{_short(both[0])}/{_short(both[1])}"
 
 
 def _short(value: float) -> str:

@@ -22,7 +22,7 @@ from mlx_mtp.measure.workloads import PROMPTS_EACH, workload_prompts
 from mlx_mtp.pair import Pair
 from mlx_mtp.stats import Stats
 
-COMPILING = "compiling"
+COMPILING, LATE = "compiling", "late"
 CONTEXT_COSTS = 1 / 20  # of a written token, for each token read: only the time left is guessed from it
 
 MakeArms = Callable[..., list[Player]]
@@ -57,11 +57,12 @@ class Run:
         look: Callable[[], Moment] = look,
         meter: Meter | None = None,
         settle: clock.Settle = clock.settle,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pair, self.rounds = counted(pair)
         self.settings, self.document, self.peer = settings, document, peer
         self._on_step, self._keep, self._make_arms = on_step, keep, arms
-        self._look, self._meter, self._settle = look, meter or find_meter(), settle
+        self._look, self._meter, self._settle, self._now = look, meter or find_meter(), settle, now
         self._power = document["fingerprint"]["power"]
         document["energy"] = self._meter.scope
 
@@ -69,7 +70,7 @@ class Run:
         """All cases; what was measured is kept also where something ends the run."""
         cases, done = self.settings.cases(), 0.0
         weights = [self._weight(case) for case in cases]
-        started = time.monotonic()
+        started = self._now()
         try:
             for number, case in enumerate(cases):
                 entry = self._entry(case)
@@ -95,6 +96,7 @@ class Run:
             "warm_up_s": None,
             "texts": None,
             "unsteady": 0,
+            "was_late": False,
             "fault": None,
             "missing": None,
         }
@@ -183,7 +185,7 @@ class Run:
         """Whether every arm has the fewest clean samples and a narrow interval, or the time is over."""
         if turns < self.settings.min_repeats:
             return False
-        if time.monotonic() > deadline:
+        if self._now() > deadline:
             return True
         for arm in entry["arms"].values():
             if arm["fault"] or arm["missing"]:
@@ -195,18 +197,21 @@ class Run:
 
     def _warm_up(self, player: Player, arm: dict[str, Any], prompts: list[Prompt], batch: int) -> None:
         """One pass that is discarded; its time is told, with what was compiled in it."""
-        started = time.perf_counter()
+        started = self._now()
         groups = self._play(player, prompts, batch)
         if arm["warm_up_s"] is None:
-            arm["warm_up_s"] = time.perf_counter() - started
-        arm["fault"] = next((fault for group in groups for fault in group.faults), None)
+            arm["warm_up_s"] = self._now() - started
+        self._note_fault(arm, groups)
         if arm["texts"] is None:
             arm["texts"] = [text for group in groups for text in group.texts]
         if arm["fault"] is not None and player.name == PLAIN:
             raise GenerationError(f"plain decoding cannot be measured: {arm['fault']}")
 
     def _play(self, player: Player, prompts: list[Prompt], batch: int) -> list[Timed]:
-        return [timed(player, prompts[i : i + batch], self._settle) for i in range(0, len(prompts), batch)]
+        return [
+            timed(player, prompts[i : i + batch], self._settle, self._now)
+            for i in range(0, len(prompts), batch)
+        ]
 
     def _sample(
         self, player: Player, arm: dict[str, Any], prompts: list[Prompt], batch: int, turn: int
@@ -222,7 +227,7 @@ class Run:
             marks.append(COMPILING)
         if (seen.power, seen.low_power) != (self._power["source"], self._power["low_power"]):
             marks += [POWER] if POWER not in marks else []
-        arm["fault"] = next((fault for group in groups for fault in group.faults), None)
+        fault = self._note_fault(arm, groups)
         if [text for group in groups for text in group.texts] != arm["texts"]:
             arm["unsteady"] += 1
         conditions = {name: value for name, value in asdict(seen).items() if name != "marks"}
@@ -232,8 +237,16 @@ class Run:
             "footprint_bytes": footprint_bytes(),
             "joules": used,
             "conditions": conditions,
-            "marks": marks + ([arm["fault"].partition(":")[0]] if arm["fault"] else []),
+            "marks": marks + ([fault.partition(":")[0]] if fault else []),
         }
+
+    def _note_fault(self, arm: dict[str, Any], groups: list[Timed]) -> str | None:
+        """What is wrong with these groups; it is the arm's own fault, or, of late work, if it comes a second time."""
+        fault = next((fault for group in groups for fault in group.faults), None)
+        if fault is not None and (not fault.startswith(LATE) or arm["was_late"]):
+            arm["fault"] = fault
+        arm["was_late"] = arm["was_late"] or (fault is not None and fault.startswith(LATE))
+        return fault
 
     def _judge(self, case: Case, entry: dict[str, Any], prompts: list[Prompt]) -> None:
         """Compare all texts with plain decoding's, and for greedy ones our model with mlx-lm's."""
