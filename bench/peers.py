@@ -75,8 +75,9 @@ class Pair:
 def find_pair(name: str, prompts: int) -> Pair:
     """A golden pair with its short prompt, or a folder with held-out code prompts beside the pair."""
     folder = GOLDEN / name
-    if folder.is_dir():
-        ids = [np.load(folder / "golden.npz")["short.ids"].tolist()]
+    golden = folder / "golden.npz"
+    if golden.is_file():
+        ids = [np.load(golden)["short.ids"].tolist()]
     else:
         folder = Path(name)
         held_out = folder / "held_out.json"
