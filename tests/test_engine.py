@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -543,6 +544,40 @@ def test_closing_ends_everything_within_a_round():
     with pytest.raises(EngineError, match="closed"):
         engine.submit(ids_of())
     del iter_kept
+
+
+def test_an_engine_lives_as_long_as_somebody_waits():
+    assert Engine(pair_of()).submit(ids_of(), max_tokens=9).result(WITHIN_S).tokens == alone(
+        ids_of(), max_tokens=9
+    )
+    engine = Engine(pair_of())
+    thread = engine._worker._thread
+    handle = engine.submit(ids_of(), max_tokens=5)
+    del engine
+    gc.collect()
+    assert handle.result(WITHIN_S).tokens and thread.is_alive()
+    del handle
+    gc.collect()
+    thread.join(WITHIN_S)
+    assert not thread.is_alive()
+
+
+def test_limits_are_set_only_where_that_is_asked_for(monkeypatch):
+    told: list[str] = []
+
+    @contextmanager
+    def limits(machine):
+        told.append(f"set on {threading.current_thread().name}")
+        yield
+        told.append("put back")
+
+    monkeypatch.setattr(mlx_mtp.engine_loop, "memory_limits", limits)
+    with engine_on() as engine:
+        engine.submit(ids_of(), max_tokens=2).result(WITHIN_S)
+    assert told == []
+    with engine_on(set_memory_limits=True) as engine:
+        assert told == ["set on mlx-mtp engine"]
+    assert told[1:] == ["put back"]
 
 
 def test_a_thread_that_ends_is_reported(monkeypatch, caplog):
