@@ -17,6 +17,7 @@ from mlx_mtp.target import Target
 from mlx_mtp.turns import History
 
 LEAST_REUSED = 8  # tokens below which an entry is not touched
+MOST_ENTRIES = 256  # all are looked at for each request
 LEAST_MARKED = 64  # tokens that a checkpoint where requests part must save the next one
 
 
@@ -174,6 +175,9 @@ class PrefixCache:
         self._remove(lease)
         if self.budget > 0 and (lease.is_running or lease.history.nbytes):
             self._entries.append(lease)
+            resting = [entry for entry in self._entries if not entry.is_running]
+            for entry in resting[:-MOST_ENTRIES]:
+                self._remove(entry)
             self._trim(self.budget)
 
     def _touch(self, entry: Lease) -> None:

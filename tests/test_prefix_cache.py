@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+import mlx_mtp.prefix_cache
 from engines import alone, engine_on, ids_of, pair_of, sampled
 from kv_rows import TOLERANCE, largest_gap, prefilled_rows
 from mlx_mtp.conversation import make_request
@@ -244,6 +245,16 @@ def test_the_longest_unused_are_dropped_first():
     assert len(kept.cache) == 3 and kept.cache.nbytes <= kept.cache.budget
     assert kept.answer([*words(1, 40), 9]) == 0
     assert kept.answer([*words(3, 40), 9]) == 40
+
+
+def test_there_are_never_too_many_to_look_at(monkeypatch):
+    monkeypatch.setattr(mlx_mtp.prefix_cache, "MOST_ENTRIES", 3)
+    kept = Kept(2**30)
+    lease, _ = kept.read(words(9, 20))
+    for i in range(5):
+        kept.cache.ended(kept.cache.take(words(i, 20)), [*words(i, 20), 1], kept.kv)
+    assert len(kept.cache) == 4 and lease in kept.cache._entries
+    assert [kept.cache.take([*words(i, 20), 5]).history.rows for i in range(5)] == [0, 0, 20, 20, 20]
 
 
 def test_what_goes_on_is_taken_over_and_what_parts_is_forked():
