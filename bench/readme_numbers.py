@@ -165,9 +165,11 @@ def bench_runs(documents: list[dict[str, Any]]) -> Iterator[Number]:
         machine, versions = document["fingerprint"]["machine"], document["fingerprint"]["versions"]
         cores = f", {machine['gpu_cores']} GPU cores" if machine["gpu_cores"] else ""
         text = "text equal to plain" if all(row.same_text for row in rows) else "**text not always equal**"
+        cases = "1 workload" if len(steady) == 1 else f"{len(steady)} workloads"
+        spread = f" ({span(steady)})" if len(steady) > 1 else ""
         yield Number(
-            f"{document['opening']['target']}: `auto` over our plain decoding, {len(steady)} workloads; {text}",
-            f"{times(statistics.median(steady))} ({span(steady)})",
+            f"{document['opening']['name']}: `auto` over our plain decoding, {cases}; {text}",
+            times(statistics.median(steady)) + spread,
             f"{machine['chip']}{cores}, MLX {versions['mlx']}",
         )
 

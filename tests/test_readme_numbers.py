@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bench_runs import made_document
+from mlx_mtp.measure.results import write_document
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,3 +45,27 @@ def test_a_changed_result_changes_the_table(numbers, tmp_path):
     ]
     path.unlink()
     assert len(numbers.numbers(tmp_path / "results")) == len(before) - 1
+
+
+def test_a_run_of_the_bench_on_a_mac_comes_first(numbers, tmp_path):
+    run = made_document({"plain": (1.0, 1.01, 1.0, 1.01), "auto": (0.5, 0.505, 0.5, 0.505)})
+    run["fingerprint"]["machine"] = {
+        **run["fingerprint"]["machine"],
+        "system": "Darwin",
+        "chip": "Apple M9",
+        "gpu_cores": 10,
+    }
+    shutil.copytree(numbers.RESULTS, tmp_path / "results")
+    write_document(tmp_path / "results" / "m9-test.json", run)
+    first = numbers.numbers(tmp_path / "results")[0]
+    assert first == numbers.Number(
+        "test: `auto` over our plain decoding, 1 workload; text equal to plain",
+        "2.00x",
+        "Apple M9, 10 GPU cores, MLX 0.32.4",
+    )
+    run["cases"]["chat/greedy/0/1"]["verdicts"]["auto"]["parted"] = 1
+    write_document(tmp_path / "results" / "m9-test.json", run)
+    assert numbers.numbers(tmp_path / "results")[0].what.endswith("**text not always equal**")
+    run["complete"] = False
+    write_document(tmp_path / "results" / "m9-test.json", run)
+    assert "Apple" not in numbers.numbers(tmp_path / "results")[0].where, "an unfinished run has no row"
