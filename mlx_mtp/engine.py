@@ -76,10 +76,10 @@ class Engine:
                     f"{', '.join(load_options)} belong to a model that the engine loads, but a loaded pair was given; "
                     "give its name instead, or leave them out"
                 )
-            source: Callable[[], Pair] = partial(_given, pair)
+            source: Callable[[OnProgress], Pair] = partial(_given, pair)
         else:
-            source = partial(load, pair, on_progress=on_progress, **load_options)
-        self._worker = Worker(source, settings)
+            source = partial(_loaded, pair, load_options)
+        self._worker = Worker(source, on_progress, settings)
         # Also at the interpreter's exit: what is being generated then ends within a round.
         self._closed = weakref.finalize(self, self._worker.stop)
         if wait:
@@ -154,8 +154,12 @@ class Engine:
         self.close()
 
 
-def _given(pair: Pair) -> Pair:
+def _given(pair: Pair, on_progress: OnProgress) -> Pair:
     return pair
+
+
+def _loaded(name: str | Path, options: dict[str, Any], on_progress: OnProgress) -> Pair:
+    return load(name, on_progress=on_progress, **options)
 
 
 def _check_count(name: str, value: int | None, least: int) -> None:

@@ -22,6 +22,7 @@ from mlx_mtp.mailbox import Mailbox
 from mlx_mtp.pair import Pair
 from mlx_mtp.prefix_cache import PrefixCache
 from mlx_mtp.pressure import Guard, out_of_memory_refused
+from mlx_mtp.progress import OnProgress, Progress, silent
 from mlx_mtp.prompt import TURN
 from mlx_mtp.round import Rounds
 from mlx_mtp.round_times import RoundTimes
@@ -80,10 +81,13 @@ class Shared:
 class Worker:
     """An engine's thread and what is asked of it."""
 
-    def __init__(self, source: Callable[[], Pair], settings: Settings):
+    def __init__(
+        self, source: Callable[[OnProgress], Pair], on_progress: OnProgress | None, settings: Settings
+    ):
         self.shared = Shared()
         self.pair: Pair | None = None
-        self._source: Callable[[], Pair] | None = source
+        self._source: Callable[[OnProgress], Pair] | None = source
+        self._on_progress = on_progress or silent
         self._settings = settings
         self._live: list[Job] = []  # taken from the inbox, and not over
         self._batch: Batch | None = None
@@ -154,7 +158,7 @@ class Worker:
                 self._serve()
             status = "closed"
         except MtpError as failure:
-            error = failure
+            status, error = "closed" if self.shared.is_closing else "failed", failure
         except BaseException as failure:
             error = failure
             LOG.exception("the engine's thread ended")
@@ -167,7 +171,7 @@ class Worker:
     def _load(self) -> None:
         source, self._source = self._source, None
         assert source is not None, "the thread runs once"
-        pair = source()
+        pair = source(self._report)
         # Rounds of its own: times, counts and compiled functions belong to one thread.
         times = RoundTimes(pair.rounds.times.prior)
         rounds = Rounds(pair.target, pair.drafter, compiled=pair.rounds.compiled, times=times)
@@ -176,6 +180,12 @@ class Worker:
         with self.shared.changed:
             self.shared.status = "ready"
             self.shared.changed.notify_all()
+
+    def _report(self, progress: Progress) -> None:
+        """Also where a load is given up, because the engine was closed meanwhile."""
+        if self.shared.is_closing:
+            raise EngineError("the engine was closed while its model was loaded; make another one")
+        self._on_progress(progress)
 
     def _serve(self) -> None:
         assert self.pair is not None

@@ -642,6 +642,29 @@ def test_a_model_that_cannot_be_loaded_says_why(tmp_path):
     assert engine.status.status == "failed"
 
 
+def test_closing_gives_up_a_load():
+    began, go_on = threading.Event(), threading.Event()
+
+    def on_progress(progress) -> None:
+        began.set()
+        assert go_on.wait(WITHIN_S)
+
+    engine = Engine("demo", wait=False, on_progress=on_progress)
+    early = engine.submit("def f")
+    assert began.wait(WITHIN_S)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine._worker.shared.is_closing:
+        time.sleep(0.01)
+    go_on.set()
+    closing.join(WITHIN_S)
+    assert engine.status.status == "closed"
+    with pytest.raises(EngineError, match="closed"):
+        early.result(0)
+    with pytest.raises(EngineError, match="closed"):
+        engine.wait_ready()
+
+
 def test_broken_numbers_end_one_reply_and_leave_nothing_behind(monkeypatch):
     import mlx.core as mx
 
