@@ -20,6 +20,7 @@ from mlx_mtp.sampling import Sampling
 from mlx_mtp.target import make_target
 
 GREEDY = Sampling(temperature=0.0)
+WATCHING = partial(watching, (mlx_mtp.decode, "_build", BUILD))
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 
 
@@ -69,4 +70,4 @@ def open_arm(job: Job) -> Play:
 
 
 if __name__ == "__main__":
-    run_arm(open_arm, ("mlx-mtp", "mlx"), partial(watching, (mlx_mtp.decode, "_build", BUILD)))
+    run_arm(open_arm, ("mlx-mtp", "mlx"), WATCHING)
