@@ -95,6 +95,9 @@ class Batch:
     ):
         self.pair, self.policy, self.guard, self.watch = pair, policy, guard, watch
         self.histories, self.arrivals = histories, arrivals
+        self.is_live = (
+            arrivals is not none_arrive
+        )  # rows that run do not wait for the prefills of those that arrive
         self.waiting = deque(rows)
         self.slots = Slots(pair, policy, histories)
         self.sampler = sampler_class([row.request.sampling for row in rows])
@@ -106,8 +109,6 @@ class Batch:
         self.was_noted = False
         self.ready: tuple[list[Row], list[State]] = ([], [])  # rows that were prefilled meanwhile
         self.starter = Starter(pair, guard, self.sampler, watch.on_progress, histories)
-        if arrivals is not none_arrive:
-            self.starter.meanwhile = self._play_meanwhile
 
     @property
     def wanted(self) -> int:
@@ -132,6 +133,7 @@ class Batch:
             self._relieve(relief)
             self._look_for_arrivals()
         self.slots.hand_back()
+        self.slots.clear()
 
     def abandon(self) -> list[Row]:
         """Let go of all that run, after `run` raised something -> the rows that were still to begin."""
@@ -188,7 +190,7 @@ class Batch:
             states.append(state)
             joining.append(row)
             is_short = self.starter.is_short
-            if self.starter.meanwhile is not None and not is_short:
+            if self.is_live and not is_short:
                 if time.perf_counter() - began > JOIN_AFTER_S:
                     break
                 self._play_meanwhile()
@@ -203,7 +205,8 @@ class Batch:
             if row.is_cancelled:
                 raise RowCancelled
             with out_of_memory_refused(self.starter.forget):
-                return self.starter.start(row, others, self.slots.place)
+                meanwhile = self._play_meanwhile if self.is_live else None
+                return self.starter.start(row, others, self.slots.place, meanwhile)
         except RowCancelled:
             self._stop([row], None, "cancelled")
         except MtpError:
@@ -230,7 +233,7 @@ class Batch:
                 if not running or not is_seen:
                     return "none"
                 if self.waiting and running < self.wanted:
-                    if self.starter.meanwhile is not None:
+                    if self.is_live:
                         self._reopen_rounds()
                         self.ready = self._start(self.wanted - running)
                     return "none"

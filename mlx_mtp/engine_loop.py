@@ -3,6 +3,7 @@
 import copy
 import logging
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -139,12 +140,14 @@ class Worker:
 
     def stop(self, timeout: float | None = EXIT_WITHIN_S) -> None:
         """Cancel everything and wait for the thread, unless this is it."""
+        if not self.is_alive:  # after a fork the lock may be held by nobody
+            return
         with self.shared.changed:
             self.shared.is_closing = True
             self.shared.changed.notify_all()
         for job in list(self._live):
             job.mailbox.cancel()
-        if threading.current_thread() is not self._thread and self._thread.is_alive():
+        if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
     # The thread
@@ -290,18 +293,22 @@ class Worker:
     def _let_go(self, status: Status, error: BaseException | None) -> None:
         """Free what MLX holds, and leave nobody waiting."""
         self.pair = None
-        # Streams that outlive their thread can abort the process when it ends, so MLX asks for this (mlx pull 3395).
-        mx.synchronize()
-        mx.clear_streams()
-        mx.clear_cache()
-        with self.shared.changed:
-            self.shared.status, self.shared.error = status, error
-            left = [*self._live, *self.shared.inbox]
-            self.shared.inbox.clear()
-            self.shared.changed.notify_all()
-        for job in left:
-            job.mailbox.failed(
-                EngineError("the engine was closed before this reply began")
-                if status == "closed"
-                else EngineError(f"the engine's thread ended ({error!r}); make another engine")
-            )
+        if error is not None:
+            traceback.clear_frames(error.__traceback__)  # their variables hold the model
+        try:
+            # Streams that outlive their thread can abort the process at its end: MLX asks for this (mlx pull 3395).
+            mx.synchronize()
+            mx.clear_streams()
+            mx.clear_cache()
+        finally:
+            with self.shared.changed:
+                self.shared.status, self.shared.error = status, error
+                left = [*self._live, *self.shared.inbox]
+                self.shared.inbox.clear()
+                self.shared.changed.notify_all()
+            for job in left:
+                job.mailbox.failed(
+                    EngineError("the engine was closed before this reply began; make another one")
+                    if status == "closed"
+                    else EngineError(f"the engine's thread ended ({error!r}); make another engine")
+                )

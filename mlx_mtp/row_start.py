@@ -126,7 +126,6 @@ class Starter:
         histories: Histories,
     ):
         self.is_short = False  # memory was short while the last row was prefilled
-        self.meanwhile: Callable[[], None] | None = None  # done after each chunk of a prefill but the last
         self._pair, self._guard, self._sampler = pair, guard, sampler
         self._on_progress, self._histories = on_progress, histories
         self._shared: Prefilled | None = None
@@ -140,15 +139,18 @@ class Starter:
         if self._shared is not None and (row is None or row.context != self._shared.context):
             self._shared = None
 
-    def start(self, row: Row, others: int, place: Place | None) -> State:
+    def start(
+        self, row: Row, others: int, place: Place | None, meanwhile: Callable[[], None] | None = None
+    ) -> State:
         """The row's state; `others` join at the same time, `place` is None for the first of a batch.
 
+        meanwhile: what is done after each chunk of its prefill but the last.
         Raises MemoryRefusal if it does not fit, RowCancelled if nobody waits for it any more.
         """
         prefilled: Prefilled | None = None
         while prefilled is None:
             try:
-                prefilled = self._prefilled(row, others, place)
+                prefilled = self._prefilled(row, others, place, meanwhile)
             except MemoryRefusal as refusal:
                 if isinstance(refusal, StoppedForMemory) or not self._histories.shrink():
                     raise
@@ -165,7 +167,9 @@ class Starter:
             written=row.written,
         )
 
-    def _prefilled(self, row: Row, others: int, place: Place | None) -> Prefilled:
+    def _prefilled(
+        self, row: Row, others: int, place: Place | None, meanwhile: Callable[[], None] | None
+    ) -> Prefilled:
         shared, context = self._shared, row.context
         self.is_short = False
         if shared is not None and shared.context == context and shared.room >= row.room:
@@ -190,7 +194,7 @@ class Starter:
                 room=row.room,
                 boundaries=row.request.boundaries,
                 marks=lease.marks,
-                on_progress=partial(self._watched, row),
+                on_progress=partial(self._watched, row, meanwhile),
                 admit=admit,
             )
         except BaseException:
@@ -212,7 +216,7 @@ class Starter:
         target = self._pair.target
         return sum(2 * target.dtype.size * math.prod(shape) for shape in kv_shapes(target.text, 1, capacity))
 
-    def _watched(self, row: Row, done: int, total: int) -> None:
+    def _watched(self, row: Row, meanwhile: Callable[[], None] | None, done: int, total: int) -> None:
         if row.listener is not None:
             row.listener.progress(done, total)
         if row.is_cancelled and done < total:
@@ -227,5 +231,5 @@ class Starter:
             )
         if self._on_progress is not None:
             self._on_progress(done, total)
-        if self.meanwhile is not None and done < total:
-            self.meanwhile()
+        if meanwhile is not None and done < total:
+            meanwhile()

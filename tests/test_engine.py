@@ -724,3 +724,24 @@ def test_closing_does_not_wait_for_a_long_prompt():
     out = handle.result(0)
     assert (out.finish_reason, out.tokens) == ("cancelled", []), took
     del events
+
+
+def test_a_batch_that_is_over_holds_nothing():
+    """Without waiting for the collector: its state is K/V."""
+    gc.collect()
+    gc.disable()
+    try:
+        with engine_on(prefix_budget=0, max_batch=3) as engine:
+            handles = [engine.submit(ids_of(start=i), max_tokens=9) for i in range(3)]
+            for handle in handles:
+                handle.result(WITHIN_S)
+            until = time.monotonic() + WITHIN_S
+            while _alive(mlx_mtp.batch.Batch) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert not _alive(mlx_mtp.batch.Batch)
+    finally:
+        gc.enable()
+
+
+def _alive(kind: type) -> int:
+    return sum(type(thing) is kind for thing in gc.get_objects())
