@@ -171,7 +171,6 @@ def sample_of(turn: int, seconds: float, *, marks: Sequence[str] = ()) -> dict[s
         "accepted": 50,
         "accepted_by_position": [30, 20],
         "drafted_by_position": [50, 50],
-        "num_draft_tokens": [2] * 50,
         "by_drafts": {"2": 50},
         "reason": None,
     }

@@ -6,12 +6,14 @@ import pytest
 
 from bench_runs import ARMS, CALM, CLOCK, FINGERPRINT, SETTINGS, Looks, Scripted, played, tiny_pair
 from mlx_mtp.errors import MemoryRefusal
+from mlx_mtp.flips import Flip
 from mlx_mtp.measure.arms import counted, make_arms, sampling_of
 from mlx_mtp.measure.clock import Played, Prompt, timed
 from mlx_mtp.measure.plan import Case, Settings
 from mlx_mtp.measure.results import new_document
 from mlx_mtp.measure.run import Run
 from mlx_mtp.measure.summary import rows_of, skipped_of
+from mlx_mtp.measure.verdict import verdict_on
 from mlx_mtp.measure.workloads import workload_prompts
 
 KEY = "chat/greedy/0/1"
@@ -305,6 +307,25 @@ def test_a_wrong_token_of_mtp_is_found_and_diagnosed(pair, monkeypatch):
     assert verdict["per_1000"] == pytest.approx(1000 / (first["index"] + 1))
     assert first["difference"] == 0.0 and first["gap"] > 0
     assert "NOT explained by rounding" in first["why"]
+
+
+def test_a_parting_is_looked_into_with_passes_as_wide_as_those_played(pair, monkeypatch):
+    seen = []
+
+    def noted(pair, ids, off, on, sampling, rows):
+        seen.append(rows)
+        return Flip(1, off[1], on[1], gap=0.1, difference=0.2)
+
+    monkeypatch.setattr("mlx_mtp.measure.verdict.first_flip", noted)
+    prompts = [prompt(pair)] * 5
+    plain, drafted = [[1, 2, 3]] * 5, [[1, 2, 3], *[[1, 9, 3]] * 4]
+    found = verdict_on(pair, prompts, plain, drafted, sampling_of(pair, "greedy"), {0: 50, 2: 3, 4: 7})
+    assert seen == [5] * 3, "four drafts were the commonest; three partings are looked into"
+    assert (found["texts"], found["parted"], found["tokens"]) == (5, 4, 3 + 4 * 2)
+    assert found["per_1000"] == pytest.approx(4000 / 11)
+    assert found["is_rounding"] is True
+    shorter = verdict_on(pair, prompts[:1], [[1, 2, 3]], [[1, 2]], sampling_of(pair, "greedy"), {})
+    assert shorter["parted"] == 1 and not shorter["is_rounding"]
 
 
 def test_settings_make_every_case_once():

@@ -59,7 +59,7 @@ def _play(
         document["notes"] = _gpu_notes()
     else:
         _refuse_other(differences(document["fingerprint"], now))
-    peer = _peer(pair, settings, document, must_have=must_have_peer)
+    peer, bytes_of = _peer(pair, settings, document, must_have=must_have_peer)
     keeper = Keeper(path)
     with BenchProgress() as progress:
 
@@ -70,7 +70,7 @@ def _play(
 
         keep(document, True)
         try:
-            Run(pair, settings, document, peer=peer, on_step=progress, keep=keep).play()
+            Run(pair, settings, document, peer=peer, bytes_of=bytes_of, on_step=progress, keep=keep).play()
         except KeyboardInterrupt:
             progress.clear()
             say(_how_to_go_on(keeper))
@@ -154,22 +154,32 @@ def _gpu_notes() -> list[str]:
     return [f"other programs used {busy} % of the GPU when this began; close them and measure again"]
 
 
-def _peer(pair: "Pair", settings: Settings, document: Document, *, must_have: bool) -> Any:
-    """mlx-lm's copy of the model, if its arm is wanted and can be had; else the reason is kept in the run."""
+def _peer(
+    pair: "Pair", settings: Settings, document: Document, *, must_have: bool
+) -> tuple[Any, dict[str, int]]:
+    """mlx-lm's copy of the model, if its arm is wanted and can be had, and what both copies take.
+
+    Where it cannot be had, the reason is kept in the run.
+    """
     if PEER not in settings.arms:
-        return None
+        return None, {}
+    import mlx.core as mx
+
     from mlx_mtp.against_mlx_lm import load_mlx_lm
 
     assert pair.folder is not None, "load gives every pair its folder"
     try:
         _refuse_no_room(pair.folder)
-        return load_mlx_lm(pair, pair.folder)
+        ours = mx.get_active_memory()
+        model = load_mlx_lm(pair, pair.folder)
+        mx.eval(model.parameters())
+        return model, {PLAIN: ours, PEER: mx.get_active_memory() - ours}
     except (CheckpointError, MemoryRefusal) as error:
         if must_have:
             raise
         document["peer_missing"] = f"not measured: {error}".replace(str(pair.folder), "the model")
         say(f"without mlx-lm's arm: {error}")
-        return None
+        return None, {}
 
 
 def _refuse_no_room(folder: Path) -> None:

@@ -1,9 +1,7 @@
 """A run: every case in turn, its arms alternated, repeated until the intervals are narrow, its text judged."""
 
-import resource
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,13 +12,13 @@ from mlx_mtp.measure.arms import counted, make_arms, sampling_of
 from mlx_mtp.measure.clock import Player, Prompt, Timed, timed
 from mlx_mtp.measure.conditions import POWER, Moment, between, look
 from mlx_mtp.measure.energy import Meter, find_meter, joules_between
-from mlx_mtp.measure.intervals import NARROW, percentile, spread
+from mlx_mtp.measure.intervals import NARROW, spread
 from mlx_mtp.measure.plan import PEER, PLAIN, Case, Settings
 from mlx_mtp.measure.results import Document
+from mlx_mtp.measure.sample import figures_of, process_peak
 from mlx_mtp.measure.verdict import mlx_lm_agrees, verdict_on
 from mlx_mtp.measure.workloads import PROMPTS_EACH, workload_prompts
 from mlx_mtp.pair import Pair
-from mlx_mtp.stats import Stats
 
 COMPILING, LATE = "compiling", "late"
 CONTEXT_COSTS = 1 / 20  # of a written token, for each token read: only the time left is guessed from it
@@ -42,7 +40,11 @@ class Step:
 
 
 class Run:
-    """Plays what `settings` ask for that `document` does not hold yet, and puts it there."""
+    """Plays what `settings` ask for that `document` does not hold yet, and puts it there.
+
+    peer: mlx-lm's model, for its arm. bytes_of: what the model of "plain" and that of "mlx-lm" take; an arm's peak is
+    told without the other's.
+    """
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Run:
         document: Document,
         *,
         peer: Any = None,
+        bytes_of: Mapping[str, int] | None = None,
         on_step: Callable[[Step], None] = lambda step: None,
         keep: Callable[[Document, bool], None] = lambda document, at_once: None,
         arms: MakeArms = make_arms,
@@ -61,6 +64,7 @@ class Run:
     ) -> None:
         self.pair, self.rounds = counted(pair)
         self.settings, self.document, self.peer = settings, document, peer
+        self._bytes_of = bytes_of or {}
         self._on_step, self._keep, self._make_arms = on_step, keep, arms
         self._look, self._meter, self._settle, self._now = look, meter or find_meter(), settle, now
         self._power = document["fingerprint"]["power"]
@@ -230,10 +234,12 @@ class Run:
         fault = self._note_fault(arm, groups)
         if [text for group in groups for text in group.texts] != arm["texts"]:
             arm["unsteady"] += 1
+        figures = figures_of(groups)
+        figures["peak_bytes"] -= self._bytes_of.get(PLAIN if player.name == PEER else PEER, 0)
         conditions = {name: value for name, value in asdict(seen).items() if name != "marks"}
         return {
             "turn": turn,
-            **_figures(groups),
+            **figures,
             "footprint_bytes": footprint_bytes(),
             "joules": used,
             "conditions": conditions,
@@ -255,59 +261,9 @@ class Run:
         for name, arm in arms.items():
             if name in (PLAIN, PEER) or arm["texts"] is None:
                 continue
-            rounds = [k for sample in arm["samples"][:1] for k in sample["counts"]["num_draft_tokens"]]
+            rounds = {
+                int(k): n for sample in arm["samples"][:1] for k, n in sample["counts"]["by_drafts"].items()
+            }
             entry["verdicts"][name] = verdict_on(self.pair, prompts, plain, arm["texts"], sampling, rounds)
         if self.peer is not None and case.sampling == "greedy" and case.batch == 1:
             entry["mlx_lm"] = mlx_lm_agrees(self.peer, self.pair, prompts, plain)
-
-
-def _figures(groups: list[Timed]) -> dict[str, Any]:
-    """The sums of a sample's groups; first tokens come from the prefill and count as its own."""
-    rounds = [seconds for group in groups for seconds in group.round_s]
-    gaps = [seconds for group in groups for seconds in group.gap_s]
-    prefill, decode = sum(g.prefill_s for g in groups), sum(g.decode_s for g in groups)
-    return {
-        "prefill_s": prefill,
-        "decode_s": decode,
-        "total_s": prefill + decode,
-        "prompt_tokens": sum(g.prompt_tokens for g in groups),
-        "tokens": sum(g.tokens for g in groups),
-        "ttft_s": [g.prefill_s for g in groups],
-        "round_ms": _percentiles(rounds),
-        "gap_ms": _percentiles(gaps),
-        "counts": _counts([stats for g in groups for stats in g.stats], len(rounds)),
-        "peak_bytes": max(g.peak_bytes for g in groups),
-    }
-
-
-def _percentiles(seconds: list[float]) -> dict[str, float] | None:
-    if not seconds:
-        return None
-    return {"p50": 1e3 * percentile(seconds, 0.5), "p95": 1e3 * percentile(seconds, 0.95)}
-
-
-def _counts(rows: list[Stats], passes: int) -> dict[str, Any]:
-    """`passes`: rounds of all groups; the others are counted for each row by itself."""
-    played = [k for stats in rows for k in stats.num_draft_tokens]
-    most = max(played, default=0)
-    kept = [
-        sum(s.accepted_by_position[i : i + 1][0] for s in rows if len(s.accepted_by_position) > i)
-        for i in range(most)
-    ]
-    return {
-        "passes": passes,
-        "rounds": sum(stats.rounds for stats in rows),
-        "drafted": sum(stats.drafted for stats in rows),
-        "accepted": sum(stats.accepted for stats in rows),
-        "accepted_by_position": kept,
-        "drafted_by_position": [sum(k > i for k in played) for i in range(most)],
-        "num_draft_tokens": played if len(rows) == 1 else [],
-        "by_drafts": {str(k): played.count(k) for k in sorted(set(played))},
-        "reason": rows[0].reason if rows else None,
-    }
-
-
-def process_peak() -> int:
-    """The most that this process ever held, in bytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

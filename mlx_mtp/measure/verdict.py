@@ -1,8 +1,7 @@
 """Whether the text stayed the same: MTP's tokens against plain decoding's, and our model against mlx-lm's."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from mlx_mtp.against_mlx_lm import agreement_of
@@ -24,14 +23,14 @@ def verdict_on(
     plain: Sequence[list[int]],
     drafted: Sequence[list[int]],
     sampling: Sampling,
-    rounds: Sequence[int],
+    rounds: Mapping[int, int],
 ) -> dict[str, Any]:
-    """Texts with MTP against the same without; `rounds`: numbers of drafts that were verified in the arm's rounds.
+    """Texts with MTP against the same without; `rounds`: how many the arm played, by drafts verified.
 
     A text counts up to and with its first other token: what follows that follows from it.
     """
     compared, parted, flips = 0, 0, []
-    rows = 1 + (Counter(k for k in rounds if k) or Counter({0: 1})).most_common(1)[0][0]
+    rows = 1 + max((k for k in rounds if k), key=lambda k: rounds[k], default=0)
     for i, (prompt, off, on) in enumerate(zip(prompts, plain, drafted, strict=True)):
         at = first_difference(off, on)
         compared += len(off) if at is None else at + 1
@@ -63,8 +62,6 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 def _diagnosed(
     pair: Pair, i: int, prompt: Prompt, off: list[int], on: list[int], sampling: Sampling, rows: int
 ) -> dict[str, Any]:
-    from dataclasses import replace
-
     flip = first_flip(pair, prompt.ids, off, on, replace(sampling, seed=prompt.seed), rows)
     assert flip is not None, "the texts differ"
     cause = "rounding" if flip.legitimate else "NOT explained by rounding"
