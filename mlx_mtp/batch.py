@@ -95,9 +95,8 @@ class Batch:
     ):
         self.pair, self.policy, self.guard, self.watch = pair, policy, guard, watch
         self.histories, self.arrivals = histories, arrivals
-        self.is_live = (
-            arrivals is not none_arrive
-        )  # rows that run do not wait for the prefills of those that arrive
+        # Rows that run do not wait for the prefills of those that arrive.
+        self.is_live = arrivals is not none_arrive
         self.waiting = deque(rows)
         self.slots = Slots(pair, policy, histories)
         self.sampler = sampler_class([row.request.sampling for row in rows])
