@@ -16,8 +16,12 @@ import mlx_mtp.round
 from bench_runs import made_document
 from cli_runs import COMMAND, environment, one_line, run_main, write_chat_pair
 from mlx_mtp.cli.bench_lock import alone
+from mlx_mtp.cli.bench_progress import BenchProgress
+from mlx_mtp.cli.sizes import columns_of
 from mlx_mtp.conversation import Conversation
+from mlx_mtp.measure.plan import Case
 from mlx_mtp.measure.results import read_document, write_document
+from mlx_mtp.measure.run import Step
 from mlx_mtp.policy import FixedPolicy
 from mlx_mtp.store import data_folder
 
@@ -273,3 +277,18 @@ def test_without_a_drafter_plain_decoding_is_measured(model):
     head, *records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["arm"] for record in records] == ["plain", "mlx-lm"]
     assert head["fingerprint"]["drafter"] is None
+
+
+def test_progress_keeps_to_one_line_and_tells_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr("mlx_mtp.cli.bench_progress.is_smart", lambda stream: True)
+    monkeypatch.setattr(BenchProgress, "_columns", lambda self: 60)
+    now = iter(range(0, 1000, 10))
+    case = Case("agent_loop", "default", 16_384, 8)
+    with BenchProgress(clock=lambda: next(now)) as progress:
+        for turn in range(6):
+            progress(Step(case, 3, 9, turn, 5, "mlx-lm", 0.1 * turn))
+        progress.note("not kept: no space")
+    painted = capsys.readouterr().err.split("\r")
+    assert all(columns_of(part.split("\n")[0]) <= 60 for part in painted)
+    assert "bench  20 %, 80 s left  3/9 ag" in " ".join(painted)
+    assert painted[-1].endswith("not kept: no space\n") and painted[-2].strip() == ""
