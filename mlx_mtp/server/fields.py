@@ -39,7 +39,8 @@ class Fields:
             raise bad(name, f"{name} must be a whole number, got {_kind(value)}; give one", "invalid_type")
         low, high = -LARGEST_WHOLE if least is None else least, LARGEST_WHOLE if most is None else most
         if not low <= value <= high:
-            raise bad(name, f"{name} must be in {low} .. {high}; choose a value in that range")
+            limits = f"at least {low}" if most is None else f"{low} to {high}"
+            raise bad(name, f"{name} must be {limits}; choose a value in that range")
         return value
 
     def flag(self, name: str, default: bool | None = None) -> bool | None:

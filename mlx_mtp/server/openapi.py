@@ -5,7 +5,7 @@ from typing import Any
 import mlx_mtp
 from mlx_mtp.server.asks import MAX_ANSWERS
 from mlx_mtp.server.chat_messages import MAX_MESSAGES, MAX_TOOLS
-from mlx_mtp.server.settings import MAX_STOPS
+from mlx_mtp.server.settings import LEAST_REPETITION, MAX_STOPS
 
 Schema = dict[str, Any]
 
@@ -59,7 +59,7 @@ def _get(summary: str, schema: Schema, *statuses: int, is_open: bool = False) ->
 def _post(summary: str, schema: Schema, reply: str) -> Schema:
     content = {
         "application/json": {"schema": {"$ref": f"#/components/schemas/{reply}"}},
-        "text/event-stream": {"schema": {"type": "string"}},
+        "text/event-stream": {},
     }
     refusals = _responses(400, 401, 403, 404, 405, 408, 411, 413, 415, 429, 500, 503)
     return {
@@ -89,7 +89,7 @@ def _common(model: str) -> Schema:
         "top_p": _or_null("number", exclusiveMinimum=0, maximum=1),
         "top_k": _or_null("integer", minimum=0, maximum=2**63),
         "min_p": _or_null("number", minimum=0, maximum=1),
-        "repetition_penalty": _or_null("number", exclusiveMinimum=0, maximum=100),
+        "repetition_penalty": _or_null("number", minimum=LEAST_REPETITION, maximum=100),
         "presence_penalty": _or_null("number", minimum=-100, maximum=100),
         "frequency_penalty": _or_null("number", minimum=-100, maximum=100),
         "seed": _or_null("integer", minimum=-(2**63), maximum=2**63),

@@ -58,8 +58,11 @@ def refusal_of(error: MtpError) -> Refusal:
     """What the library refused, as a client is told."""
     words = str(error)
     if isinstance(error, PromptError):
-        code = "context_length_exceeded" if isinstance(error, ContextError) else error.code
-        return Refusal(400, words, param="messages", code=code)
+        if isinstance(error, ContextError):
+            # Clients know it by these words, or by the code, and shorten the conversation.
+            words = f"This model's maximum context length is exceeded: {words}"
+            return Refusal(400, words, param="messages", code="context_length_exceeded")
+        return Refusal(400, words, param="messages", code=error.code)
     if isinstance(error, ParameterError):
         return Refusal(400, words, param=_first_word(words), code="invalid_value")
     if isinstance(error, BusyError):

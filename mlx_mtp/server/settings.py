@@ -1,4 +1,4 @@
-"""How tokens are to be chosen, where they stop and how many are drafted: a request's fields -> the library's settings."""
+"""How tokens are chosen, where they stop and how many are drafted: a request's fields -> the library's settings."""
 
 import secrets
 from dataclasses import replace
@@ -11,6 +11,7 @@ from mlx_mtp.server.fields import Fields
 from mlx_mtp.server.refusals import bad, refusal_of, unsupported
 
 MAX_STOPS = 4
+LEAST_REPETITION = 0.01  # logits divided by less stop being numbers
 SAMPLING = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
@@ -46,6 +47,12 @@ def drafts_of(fields: Fields, default: int | str) -> int | str:
 
 def sampling_of(fields: Fields, default: Sampling) -> Sampling:
     given: dict[str, Any] = {name: fields.number(name) for name in SAMPLING}
+    repetition = given["repetition_penalty"]
+    if repetition is not None and repetition < LEAST_REPETITION:
+        raise bad(
+            "repetition_penalty",
+            f"repetition_penalty must be {LEAST_REPETITION} to 100; choose in that range",
+        )
     given["top_k"] = fields.whole("top_k", 0)
     given["seed"] = fields.whole("seed")
     given["logit_bias"] = _bias(fields)
