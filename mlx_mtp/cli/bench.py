@@ -155,7 +155,8 @@ def _check_words(
 
 
 def _measure(model: str, chosen: dict[str, Any], opening: dict[str, Any]) -> "Document":
-    from mlx_mtp.cli.bench_run import default_arms, measure, opening_for
+    from mlx_mtp.cli.bench_run import default_arms, measure
+    from mlx_mtp.cli.opening import opening as opening_of
     from mlx_mtp.measure.plan import CONTEXTS, SHORT, WIDTHS, Settings
 
     short = chosen["--short"]
@@ -164,9 +165,8 @@ def _measure(model: str, chosen: dict[str, Any], opening: dict[str, Any]) -> "Do
         settings = replace(settings, contexts=CONTEXTS, batches=WIDTHS)
     settings = replace(settings, arms=default_arms(settings, opening["drafter"]))
     settings = _changed(settings, chosen)
-    return measure(
-        opening_for(model, settings, opening), settings, must_have_peer=chosen["--arms"] is not None
-    )
+    asked = opening_of(model, context=None, **opening)
+    return measure(asked, settings, must_have_peer=chosen["--arms"] is not None)
 
 
 def _changed(settings: "Settings", chosen: dict[str, Any]) -> "Settings":

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_mtp.cli.bench_lock import alone
 from mlx_mtp.cli.bench_progress import BenchProgress
-from mlx_mtp.cli.opening import DEMO, Opening, opened
+from mlx_mtp.cli.opening import Opening, opened
 from mlx_mtp.cli.terminal import say
 from mlx_mtp.errors import CheckpointError, MemoryRefusal, ParameterError, StorageError
-from mlx_mtp.measure.plan import AUTO, PEER, PLAIN, Settings, settings_of
+from mlx_mtp.measure.plan import PEER, PLAIN, Settings, settings_of
 from mlx_mtp.measure.results import Document, Keeper, new_document
 
 if TYPE_CHECKING:
@@ -112,16 +112,13 @@ def _as_file_name(model: str) -> str:
 
 def _opening_json(asked: Opening) -> dict[str, Any]:
     """How to open the model again; a folder's place is nobody's business, so only its name is kept."""
-    options = {
-        name: value for name, value in asdict(asked).items() if name not in ("model", "yes", "context")
-    }
+    options = {name: value for name, value in asdict(asked).items() if name not in ("model", "yes")}
     is_folder = asked.model.startswith((".", "/", "~"))
     drafter_is_folder = asked.drafter.startswith((".", "/", "~"))
     return {
         **options,
         "name": _as_file_name(asked.model),
         "model": None if is_folder else asked.model,
-        "context": asked.context,
         "drafter": "auto" if drafter_is_folder else asked.drafter,
     }
 
@@ -197,18 +194,6 @@ def _refuse_no_room(folder: Path) -> None:
         )
 
 
-def opening_for(model: str, settings: Settings, options: dict[str, Any]) -> Opening:
-    """What to open for these settings: room for the longest context and its replies."""
-    from mlx_mtp.cli.opening import opening
-
-    longest = max(max(settings.contexts), 1024) + settings.tokens
-    context = None if model == DEMO else longest
-    return opening(model, context=context, **options)
-
-
 def default_arms(settings: Settings, drafter: str) -> tuple[str, ...]:
     """Without a drafter nothing can be drafted."""
     return (PLAIN, PEER) if drafter == "none" else settings.arms
-
-
-__all__ = ["AUTO", "default_arms", "go_on", "measure", "opening_for"]
