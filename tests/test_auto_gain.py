@@ -51,12 +51,14 @@ def test_weights_that_contribute_are_seen(bench, tmp_path, monkeypatch):
     """The test above is not blind."""
     enlarge, models = bench("enlarge"), bench("demo_models")
     pad = mx.pad
-    monkeypatch.setattr(mx, "pad", lambda x, widths: pad(x, widths, constant_values=mx.array(0.05)))
+    monkeypatch.setattr(mx, "pad", lambda x, widths: pad(x, widths, constant_values=mx.array(5.0)))
     target = enlarge.enlarge(tmp_path, enlarge.Size(1024))
     monkeypatch.undo()
     monkeypatch.syspath_prepend(ROOT / "bench")
     prompts = models.held_out_code("demo", 1)
-    assert outcomes(load(target, dtype=mx.float32), prompts, 0) != outcomes(load("demo"), prompts, 0)
+    assert outcomes(load(target, dtype=mx.float32), prompts, 0) != outcomes(
+        load("demo", dtype=mx.float32), prompts, 0
+    )
 
 
 def test_widths_for_a_size(bench):
