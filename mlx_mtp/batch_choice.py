@@ -122,7 +122,6 @@ class WidthChooser:
     ) -> None:
         self.most, self._times, self._goal, self._context = most, times, goal, context
         self._expected, self._drafts = expected_tokens, drafts
-        self._tried: set[int] = set()
         timed = self._timed()
         if times.has_prior:
             self.width = self._choose(widths_up_to(most))
@@ -141,7 +140,6 @@ class WidthChooser:
         if best == max(timed) and wider is not None and left >= wider:
             if not self._times.has_prior or self._choose([*timed, wider]) == wider:
                 best = wider
-            self._tried.add(wider)
         self.width = best
         return best
 
@@ -155,9 +153,8 @@ class WidthChooser:
         ]
 
     def _wider(self, width: int) -> int | None:
-        """The next width to try, None where there is none or it was tried."""
-        wider = next((own for own in widths_up_to(self.most) if own > width), None)
-        return None if wider in self._tried else wider
+        """The next width, None beyond the widest."""
+        return next((own for own in widths_up_to(self.most) if own > width), None)
 
     def _choose(self, widths: Sequence[int]) -> int:
         seconds = measured_seconds(self._times, self._context)
