@@ -122,7 +122,7 @@ def _check_number(what: str, value: Any, least: int, most: int) -> None:
 
 # Minutes rather than hours, for a tiny model on a CPU: what `bench demo` plays unless told otherwise.
 SHORT = Settings(
-    workloads=("code", "chat", "json", "repetition"),
+    workloads=("code", "chat", "repetition"),
     samplings=("greedy", "default"),
     contexts=(AS_WRITTEN,),
     arms=(PLAIN, PEER, AUTO, "k=1", "k=3"),
