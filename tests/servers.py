@@ -18,7 +18,7 @@ from mlx_mtp.server.app import Service
 from mlx_mtp.server.guards import make_guard
 from mlx_mtp.server.running import Server, listen
 
-WITHIN_S = 60.0
+WITHIN_S = 30.0
 HOST = "127.0.0.1"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "What is MLX?"}]

@@ -297,7 +297,7 @@ def test_a_client_that_runs_tools(told):
 def test_a_reader_who_leaves_ends_the_reply_within_a_round(server):
     """Streamed or whole; while it waits for its turn, too."""
     running = [server.open_stream() for _ in range(4)]
-    assert server.engine.status.running == 4
+    until(lambda: server.engine.status.running == 4)
     waiting = server.raw(whole_request())
     until(lambda: server.engine.status.waiting == 1)
     waiting.close()

@@ -93,11 +93,8 @@ def make_app(service: Service) -> ASGIApp:
                 allow_headers=["authorization", "content-type", "x-api-key"],
             )
         )
-    app = Starlette(
-        routes=routes,
-        middleware=middleware,
-        exception_handlers={HTTPException: _http_error, Refusal: _refused},
-    )
+    handlers = {HTTPException: _http_error, Refusal: _refused, Exception: _broken}
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Gate(app, service)
 
@@ -129,9 +126,7 @@ class Gate:
         except Refusal as refusal:
             await _respond(refusal, scope, receive, watched, status)
         except Exception:
-            LOG.exception("request %s failed", id)
-            words = "something went wrong in the server; its log has more under this request's id"
-            await _respond(Refusal(500, words, SERVER, code="internal"), scope, receive, watched, status)
+            LOG.exception("request %s failed", id)  # was answered, if it could be, by _broken
         finally:
             left = " left early" if outcome.has_left else ""
             tokens = f" {outcome.tokens} tokens" if outcome.tokens else ""
@@ -181,6 +176,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return _refusal_response(error)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    words = "something went wrong in the server; its log has more under this request's id"
+    return _refusal_response(Refusal(500, words, SERVER, code="internal"))
 
 
 Answerer = Callable[[Service, Request], dict[str, Any]]

@@ -18,6 +18,7 @@ from mlx_mtp.server.refusals import KEY, Refusal
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/health"})  # which says nothing but whether it works
 SHORTEST_KEY = 8
+LARGEST_HEADERS = 32 << 10  # bytes, names and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,11 @@ class Guard:
     keys: tuple[str, ...] = ()
 
     def check_place(self, headers: Headers) -> None:
-        """Raise 403 for a host or origin that was not allowed."""
+        """Raise 403 for a host or origin that was not allowed, 431 for more headers than any client needs."""
+        if sum(len(name) + len(value) for name, value in headers.raw) > LARGEST_HEADERS:
+            raise Refusal(
+                431, f"the headers have more than {LARGEST_HEADERS >> 10} KiB; send fewer", code="headers"
+            )
         host = host_name(headers.get("host", ""))
         if host not in self.hosts:
             words = (

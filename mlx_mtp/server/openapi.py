@@ -52,7 +52,7 @@ def _responses(*statuses: int) -> Schema:
 
 def _get(summary: str, schema: Schema, *statuses: int, is_open: bool = False) -> Schema:
     ok = {"description": "OK", "content": {"application/json": {"schema": schema}}}
-    refusals = (403, 405, *statuses) if is_open else (401, 403, 405, *statuses)
+    refusals = (403, 405, 431, *statuses) if is_open else (401, 403, 405, 431, *statuses)
     return {"summary": summary, "responses": {"200": ok, **_responses(*refusals)}}
 
 
@@ -61,7 +61,7 @@ def _post(summary: str, schema: Schema, reply: str) -> Schema:
         "application/json": {"schema": {"$ref": f"#/components/schemas/{reply}"}},
         "text/event-stream": {},
     }
-    refusals = _responses(400, 401, 403, 404, 405, 408, 411, 413, 415, 429, 500, 503)
+    refusals = _responses(400, 401, 403, 404, 405, 408, 411, 413, 415, 429, 431, 500, 503)
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},

@@ -14,7 +14,8 @@ import uvicorn
 
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.server.app import Service, make_app
-from mlx_mtp.server.protocol import LARGEST_HEADERS, TimedProtocol
+from mlx_mtp.server.guards import LARGEST_HEADERS
+from mlx_mtp.server.protocol import TimedProtocol
 
 IDLE_S = 75  # that a connection is kept for a client's next request
 MOST_CONNECTIONS = 512
@@ -79,7 +80,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=IDLE_S,
                 timeout_graceful_shutdown=int(grace_s) + CLOSE_WITHIN_S,
                 limit_concurrency=MOST_CONNECTIONS,
-                h11_max_incomplete_event_size=LARGEST_HEADERS,
+                h11_max_incomplete_event_size=2 * LARGEST_HEADERS,
             )
         )
         self.service, self.grace_s = service, grace_s
