@@ -1,14 +1,17 @@
 """mlx-vlm's arm of peers.py: its MTP loop on a text-only target and Gemma's assistant."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_vlm.models.base import InputEmbeddingsFeatures
 from mlx_vlm.models.gemma4.config import TextConfig
 from mlx_vlm.models.gemma4.language import LanguageModel
+from mlx_vlm.models.switch_layers import move_expert_projection, split_expert_projection
 from mlx_vlm.speculative.drafters import load_drafter
 from mlx_vlm.speculative.mtp import _mtp_rounds
 from peer_arm import Clock, Job, Play, Reply, run_arm
@@ -40,7 +43,7 @@ class TextOnly(nn.Module):
 
 
 def load_target(folder: Path) -> TextOnly:
-    """The text model of a folder."""
+    """The text model of a folder; ends with exit code 1 if any of its weights is missing."""
     raw = json.loads((folder / "config.json").read_text())
     text = raw.get("text_config", raw)
     # Sizes without per-layer embeddings leave the field out; mlx-vlm's default is E2B's.
@@ -49,7 +52,17 @@ def load_target(folder: Path) -> TextOnly:
     for name, value in mx.load(str(folder / "model.safetensors")).items():
         name = name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
         weights[f"language_model.model.{name}"] = value
-    model.load_weights(list(model.language_model.sanitize(weights).items()), strict=False)
+    for name in [name for name in weights if name.endswith(".experts.gate_up_proj")]:
+        experts = name.removesuffix(".gate_up_proj")
+        gate, up = f"{experts}.switch_glu.gate_proj", f"{experts}.switch_glu.up_proj"
+        split_expert_projection(weights, name, [gate, up])
+        move_expert_projection(weights, f"{experts}.down_proj", f"{experts}.switch_glu.down_proj")
+    loaded = dict(model.language_model.sanitize(weights))
+    if missing := {name for name, _ in tree_flatten(model.parameters())} - set(loaded):
+        sys.exit(
+            f"{folder}: mlx-vlm finds no weights for {', '.join(sorted(missing)[:5])}: nothing is reported"
+        )
+    model.load_weights(list(loaded.items()), strict=True)
     mx.eval(model.parameters())
     return model
 
