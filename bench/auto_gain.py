@@ -43,9 +43,9 @@ from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.timed_rounds import TimedRounds
 
 OPENBLAS = Path("/usr/lib/x86_64-linux-gnu/libopenblas.so.0")
-FIXED = (0, 1, 2, 3, 4, 6)
+FIXED = (0, 1, 2, 3, 4, 5, 6)
 MOST = 8  # drafts in recorded texts and curves
-TOKENS = 128
+TOKENS = 256
 GREEDY = Sampling(temperature=0.0)
 # GB of MLPs and experts, with 0.03 of others: beyond a cache of 32 MB; fewer where each row is computed alone.
 GIGABYTES = {"stock": 0.03, "openblas": 0.1}
@@ -83,13 +83,14 @@ def texts_of(pair: Pair) -> dict[str, list[int]]:
 class Arms:
     """Plays texts on one pair; what each arm has learned is its own."""
 
-    def __init__(self, pair: Pair, tokens: int) -> None:
-        self.pair, self.tokens = pair, tokens
+    def __init__(self, pair: Pair, tokens: int, *, with_first: bool) -> None:
+        self.pair, self.tokens, self._with_first = pair, tokens, with_first
         self.later = (RoundTimes(pair.rounds.times.prior), Fit())
         self.written: dict[str, list[int]] = {}
 
     def names(self) -> list[str]:
-        return [*(name_of(k) for k in FIXED), "auto, later", "auto, first"]
+        first = ["auto, first"] if self._with_first else []
+        return [*(name_of(k) for k in FIXED), "auto, later", *first]
 
     def warm_up(self, texts: dict[str, list[int]]) -> None:
         """Trace what the fixed arms play, and let the later texts have earlier ones."""
@@ -155,7 +156,13 @@ def curve_of(pair: Pair) -> list[float]:
 
 
 def play_variant(
-    variant: str, folder: Path, passes: int, tokens: int, gigabytes: float | None, seconds: float | None
+    variant: str,
+    folder: Path,
+    passes: int,
+    tokens: int,
+    gigabytes: float | None,
+    seconds: float | None,
+    with_first: bool,
 ) -> dict[str, Any]:
     """Samples of one variant in this process, whose BLAS it is; the curve is measured before them."""
     began, started = time.strftime("%Y-%m-%d %H:%M:%S"), time.perf_counter()
@@ -170,7 +177,7 @@ def play_variant(
         enlarge(place, size)
     four_rows = check_preloaded() if blas == "openblas" else cost_of_rows(4)
     pair = load_ours(str(place / "target"))
-    arms, texts = Arms(pair, tokens), texts_of(pair)
+    arms, texts = Arms(pair, tokens, with_first=with_first), texts_of(pair)
     arms.warm_up(texts)
     samples = []
     for number in range(passes):
@@ -240,6 +247,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, help="of added weights, for all variants")
     parser.add_argument("--folder", type=Path, help="where enlarged pairs are kept; else written anew")
     parser.add_argument("--json", type=Path, help="where samples are added and the record is written")
+    parser.add_argument("--later-only", action="store_true", help="leave out first texts")
     parser.add_argument("--anew", action="store_true", help="forget the samples of these variants")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -248,7 +256,13 @@ def main() -> None:
     mx.set_default_device(mx.cpu)
     if args.child:
         found = play_variant(
-            args.variants[0], args.folder, args.passes, args.tokens, args.gigabytes, args.seconds
+            args.variants[0],
+            args.folder,
+            args.passes,
+            args.tokens,
+            args.gigabytes,
+            args.seconds,
+            not args.later_only,
         )
         args.child.write_text(json.dumps(found))
         return
@@ -265,6 +279,7 @@ def measure(args: argparse.Namespace) -> None:
         arguments += ["--folder", str(args.folder or folder)]
         arguments += ["--gigabytes", str(args.gigabytes)] if args.gigabytes else []
         arguments += ["--seconds", str(args.seconds)] if args.seconds else []
+        arguments += ["--later-only"] if args.later_only else []
         for variant in args.variants:
             add(kept, variant, in_child(variant, arguments, partial(environment_of, variant)))
     results = {"summary": summary(kept), "variants": kept}

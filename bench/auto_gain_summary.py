@@ -29,12 +29,19 @@ def summary(variants: Mapping[str, Any]) -> dict[str, Any]:
             "passes": len({sample["turn"] for sample in own["samples"]}),
             "ms a token": milliseconds(own["samples"]),
             "best fixed": best_fixed(own["samples"]),
-            "measured": {arm: speed(own["samples"], arm) for arm in ARMS},
-            "in processor time": {arm: speed(in_processor_time(own["samples"]), arm) for arm in ARMS},
+            "measured": {arm: speed(own["samples"], arm) for arm in played(own["samples"])},
+            "in processor time": {
+                arm: speed(in_processor_time(own["samples"]), arm) for arm in played(own["samples"])
+            },
             "replayed": replayed(own["curves"], right),
         }
         for name, own in variants.items()
     }
+
+
+def played(samples: Samples) -> list[str]:
+    """The arms of auto that were measured; first texts are left out of some passes."""
+    return [arm for arm in ARMS if any(sample["arm"] == arm for sample in samples)]
 
 
 def recorded() -> dict[str, list[int]]:
@@ -94,7 +101,7 @@ def paired(samples: Samples, arm: str, against: str | None = None) -> list[tuple
     """(text, seconds of `against`, seconds of auto) of each pass; `against` None: the text's best fixed arm."""
     best = best_fixed(samples)
     seconds = {(one["turn"], one["text"], one["arm"]): one["seconds"] for one in samples}
-    places = dict.fromkeys((turn, text) for turn, text, _ in seconds)
+    places = dict.fromkeys((turn, text) for turn, text, own in seconds if own == arm)
     return [
         (text, seconds[turn, text, against or best[text]], seconds[turn, text, arm]) for turn, text in places
     ]
@@ -144,7 +151,7 @@ def words(found: Mapping[str, Any]) -> str:
         for text, arms in own["ms a token"].items():
             times = "  ".join(f"{arm} {value:.1f}" for arm, value in arms.items())
             lines.append(f"  {text}: {times}  (best: {own['best fixed'][text]})")
-        for arm in ARMS:
+        for arm in own["measured"]:
             for clock in ("measured", "in processor time"):
                 one = own[clock][arm]
                 met = "met" if one["lower"] >= GOALS["measured"] else "missed"

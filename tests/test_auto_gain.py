@@ -125,7 +125,7 @@ def test_the_replay_follows_the_curve(bench):
 def test_arms_play_the_same_text(bench):
     """Without a drafter's help, with it, and with auto from nothing; each on its own times."""
     gain, models = bench("auto_gain"), bench("demo_models")
-    arms = gain.Arms(models.load_ours("demo"), 6)
+    arms = gain.Arms(models.load_ours("demo"), 6, with_first=True)
     assert arms.names()[0] == "plain" and arms.names()[-2:] == ["auto, later", "auto, first"]
     (ids,) = models.held_out_code("demo", 1)
     played = [arms.play(arm, "code", ids, "1") for arm in ("plain", "k=2", "auto, first", "auto, later")]
@@ -153,4 +153,4 @@ def test_a_short_measurement(tmp_path):
     subprocess.run([*command, "--gigabytes", "0.02", "--json", target], cwd=ROOT, check=True, timeout=600)
     kept = json.loads(target.read_text())["results"]
     assert kept["summary"]["stock-moe"]["passes"] == 1
-    assert len(kept["variants"]["stock-moe"]["samples"]) == 3 * 8
+    assert len(kept["variants"]["stock-moe"]["samples"]) == 3 * 9

@@ -8,12 +8,10 @@ if TYPE_CHECKING:
     from mlx_mtp.policy import Policy
     from mlx_mtp.stats import Stats
 
-SHOWN = (1, 2, 3, 4, 6, 8)  # drafts a round
-
 
 def explanation(policy: "Policy", stats: "Stats | None", columns: int | None) -> str:
     """What is played, the expected gain of each number of drafts, and where the figures come from."""
-    from mlx_mtp.policy import AutoPolicy
+    from mlx_mtp.policy import CANDIDATES, AutoPolicy
 
     if not isinstance(policy, AutoPolicy):
         return (
@@ -22,7 +20,7 @@ def explanation(policy: "Policy", stats: "Stats | None", columns: int | None) ->
         )
     measured = policy.times.measured()
     rows = []
-    for k in SHOWN:
+    for k in CANDIDATES[1:]:
         cost, tokens = policy.times.ratio(k), policy.expected_tokens(k)
         source = "measured" if k in measured else "expected"
         rows.append((str(k), f"{tokens:.2f}", f"{cost:.2f}", source, f"×{policy.gain(k):.2f}"))
