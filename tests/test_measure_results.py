@@ -266,6 +266,12 @@ def test_another_version_of_this_program_may_be_compared():
     assert unlike(run(plain=STEADY, auto=FAST), other) == []
 
 
+def test_a_busy_machine_shows_no_difference():
+    busy = made_document({"plain": STEADY, "auto": FAST}, marks=("loaded",))
+    found = compare_runs(run(plain=SLOW, auto=SLOW), busy)
+    assert {c.word for c in found} == {"unknown: a machine was not at rest"}
+
+
 def test_runs_with_nothing_in_common_are_refused():
     one, other = run(plain=STEADY, auto=FAST), run(plain=STEADY, auto=FAST)
     other["cases"] = {}

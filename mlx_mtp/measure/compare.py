@@ -1,13 +1,14 @@
 """Two runs side by side: refused where they are not of the same thing, else ratios with intervals."""
 
+import statistics
 from dataclasses import dataclass
-from typing import Any
 
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.measure.fingerprint import differences
 from mlx_mtp.measure.intervals import Ratio, unpaired_ratio
 from mlx_mtp.measure.plan import Case
 from mlx_mtp.measure.results import Document
+from mlx_mtp.measure.summary import chosen_samples
 
 PLAYED_ALIKE = ("prompts", "tokens")  # settings without which a case of the same name is another one
 
@@ -21,9 +22,12 @@ class Compared:
     before_ms: float  # a token
     after_ms: float
     ratio: Ratio
+    is_clean: bool  # no sample met other conditions
 
     @property
     def word(self) -> str:
+        if not self.is_clean:
+            return "unknown: a machine was not at rest"
         return "faster" if self.ratio.high < 1 else "slower" if self.ratio.low > 1 else "no difference shown"
 
 
@@ -48,33 +52,23 @@ def compare_runs(one: Document, other: Document, *, force: bool = False) -> list
         again = other["cases"].get(key)
         if again is None:
             continue
-        for name, arm in entry["arms"].items():
-            before, after = _per_token(arm), _per_token(again["arms"].get(name))
-            if len(before) > 1 and len(after) > 1:
-                found.append(
-                    Compared(
-                        Case(**entry["case"]),
-                        name,
-                        _median(before),
-                        _median(after),
-                        unpaired_ratio(after, before),
-                    )
+        for name in entry["arms"]:
+            samples = chosen_samples(entry, name), chosen_samples(again, name)
+            if not all(samples):
+                continue
+            before, after = ([1e3 * s["decode_s"] / s["tokens"] for s in own] for own in samples)
+            found.append(
+                Compared(
+                    Case(**entry["case"]),
+                    name,
+                    statistics.median(before),
+                    statistics.median(after),
+                    unpaired_ratio(after, before),
+                    is_clean=not any(s["marks"] for own in samples for s in own),
                 )
+            )
     if not found:
         raise ParameterError(
             "the two runs have no arm of a case in common; measure the same workloads in both"
         )
     return found
-
-
-def _per_token(arm: dict[str, Any] | None) -> list[float]:
-    """Milliseconds a token of the clean samples."""
-    if arm is None or arm["fault"]:
-        return []
-    return [1e3 * s["decode_s"] / s["tokens"] for s in arm["samples"] if not s["marks"]]
-
-
-def _median(values: list[float]) -> float:
-    from statistics import median
-
-    return median(values)
