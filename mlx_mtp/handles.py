@@ -50,7 +50,10 @@ class Handle:
         return self._mailbox.result(timeout)
 
     def when_done(self, call: Callable[[Generation | None], None]) -> None:
-        """Call with the result, None after an error, once it has ended: on the engine's thread, so briefly."""
+        """Call with the result, None after an error, once it has ended, before any reader sees the end.
+
+        On the engine's thread, so briefly.
+        """
         self._mailbox.when_over(call)
 
     def __iter__(self) -> Iterator[Chunk]:

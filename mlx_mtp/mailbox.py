@@ -30,6 +30,8 @@ class Mailbox:
         self._error: MtpError | None = None
         self._wakers: list[Callable[[], None]] = []
         self._on_end: list[Callable[[Generation | None], None]] = []
+        self._has_ended = False  # those were called, with this
+        self._ended_with: Generation | None = None
 
     @property
     def is_over(self) -> bool:
@@ -69,29 +71,28 @@ class Mailbox:
         self._wake()
 
     def chunk(self, chunk: Chunk) -> None:
+        self._gathered.add(chunk)
+        result = None if chunk.finish_reason is None else self._gathered.generation()
+        if result is not None:
+            self._end(result)
         with self._changed:
-            self._gathered.add(chunk)
             last = self._items[-1] if len(self._items) >= MAX_WAITING else None
             if isinstance(last, Chunk):
                 self._items[-1] = last.followed_by(chunk)
             else:
                 self._items.append(chunk)
-            ended = chunk.finish_reason is not None
-            if ended:
-                self._result = self._gathered.generation()
+            self._result = result
             self._changed.notify_all()
         self._wake()
-        if ended:
-            self._end()
 
     def failed(self, error: MtpError) -> None:
+        if self.is_over:
+            return
+        self._end(None)
         with self._changed:
-            if self.is_over:
-                return
             self._error = error
             self._changed.notify_all()
         self._wake()
-        self._end()
 
     # Readers
 
@@ -116,12 +117,15 @@ class Mailbox:
             return self._result
 
     def when_over(self, call: Callable[[Generation | None], None]) -> None:
-        """Call with the result, None for an error, once: now if it is over, else on the thread that computes."""
+        """Call with the result, None for an error, once: now if it is over, else on the thread that computes.
+
+        Then before any reader sees the end, so that what it does is done by then.
+        """
         with self._changed:
-            if not self.is_over:
+            if not self._has_ended:
                 self._on_end.append(call)
                 return
-        call(self._result)
+        call(self._ended_with)
 
     def add_waker(self, waker: Callable[[], None]) -> None:
         """`waker` is called whenever there may be something to take."""
@@ -162,11 +166,12 @@ class Mailbox:
                 self.remove_waker(waker)
                 self.cancel()
 
-    def _end(self) -> None:
+    def _end(self, result: Generation | None) -> None:
         with self._changed:
+            self._has_ended, self._ended_with = True, result
             calls, self._on_end = self._on_end, []
         for call in calls:
             try:
-                call(self._result)
+                call(result)
             except Exception:
                 LOG.exception("what was to be called at a reply's end raised")

@@ -370,6 +370,16 @@ def test_what_is_called_at_the_end(caplog):
     assert "not the engine's fault" in caplog.text
 
 
+def test_what_is_called_at_the_end_is_done_before_a_reader_sees_it():
+    done: list[int] = []
+    with engine_on() as engine:
+        for i in range(20):
+            handle = engine.submit(ids_of(), max_tokens=2)
+            handle.when_done(lambda result: (time.sleep(0.002), done.append(1)))
+            list(handle) if i % 2 else handle.result(WITHIN_S)
+            assert len(done) == i + 1
+
+
 def test_a_callback_that_raises_cancels_its_request_alone(caplog):
     def on_event(event) -> None:
         if isinstance(event, Token):
