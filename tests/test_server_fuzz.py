@@ -4,6 +4,7 @@ The longer fuzzing, schemathesis on the file of the interface, needs packages of
 """
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from servers import CHAT, HOST, TEXT, Running, read_all, serving_demo
+from servers import CHAT, HELLO, HOST, TEXT, Running, read_all, serving_demo
 
 LATE_S = 20.0
 JUNK = st.recursive(
@@ -32,14 +33,14 @@ MESSAGE = st.fixed_dictionaries(
     optional={"tool_calls": JUNK, "name": JUNK, "tool_call_id": JUNK},
 )
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, -1, 2**63, 2**64, 5e-324, 1e308, 1e-45])
-BODY = st.fixed_dictionaries(
-    {"max_tokens": st.integers(1, 3)},
-    optional=dict.fromkeys(NAMES, NUMBERS | JUNK)
-    | {"messages": st.lists(MESSAGE, max_size=3) | JUNK, "prompt": st.text(max_size=20) | JUNK},
+USUAL = st.fixed_dictionaries(
+    {"max_tokens": st.integers(1, 3), "messages": st.just(HELLO), "prompt": st.just("x")},
 )
-FUZZ = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+ODD = st.dictionaries(st.sampled_from(NAMES), NUMBERS | JUNK, max_size=3) | st.fixed_dictionaries(
+    {}, optional={"messages": st.lists(MESSAGE, max_size=3), "prompt": st.text(max_size=20)}
 )
+BODY = st.builds(lambda usual, odd: usual | odd, USUAL, ODD)
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,7 @@ def check(status: int, body: bytes, content_type: str) -> None:
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
-@FUZZ
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(body=BODY, path=st.sampled_from([CHAT, TEXT]))
 def test_json_of_any_kind(server, body: dict[str, Any], path: str):
     began = time.monotonic()
@@ -69,8 +69,7 @@ def test_json_of_any_kind(server, body: dict[str, Any], path: str):
     assert time.monotonic() - began < LATE_S
 
 
-@FUZZ
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, suppress_health_check=SLOW)
 @given(body=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_bytes_for_a_body(server, body: bytes):
     reply = server.post(CHAT, body)
@@ -113,13 +112,10 @@ PIECES = st.sampled_from(
 )
 
 
-@FUZZ
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(pieces=st.lists(PIECES, max_size=12))
 def test_bytes_for_a_connection(server, pieces: list[bytes]):
     """Whatever comes, the connection ends once the client has said all, and the next request is answered."""
-    import socket
-
     own = server.raw(b"".join(pieces))
     own.settimeout(LATE_S)
     own.shutdown(socket.SHUT_WR)

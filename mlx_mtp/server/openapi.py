@@ -106,7 +106,6 @@ def _common(model: str) -> Schema:
                 {"type": "integer", "minimum": 0, "maximum": 15},
             ],
         },
-        "user": _or_null("string"),
     }
 
 
@@ -207,4 +206,4 @@ def _tool() -> Schema:
         },
         "name",
     )
-    return _object({"type": {"const": "function"}, "function": function}, "type", "function")
+    return _object({"type": {"const": "function"}, "function": function}, "function")
