@@ -57,6 +57,12 @@ def test_the_demo_pair_is_inside_and_small(wheel, names):
     assert wheel.stat().st_size <= LARGEST_WHEEL
 
 
+def test_the_prompts_of_the_bench_are_inside(names):
+    prompts = files_under(ROOT / "mlx_mtp" / "measure" / "prompts")
+    assert len(prompts) == 10
+    assert {f"mlx_mtp/measure/prompts/{name}" for name in prompts} <= names
+
+
 def test_licence_and_command_are_declared(wheel):
     with zipfile.ZipFile(wheel) as archive:
         [info] = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
