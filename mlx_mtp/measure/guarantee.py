@@ -69,7 +69,7 @@ def _time(row: Row) -> Finding:
 
 
 def _counted(row: Row) -> str:
-    return ", ".join(f"{count} samples {mark}" for mark, count in row.marked.items())
+    return "of its samples " + ", ".join(f"{count} {mark}" for mark, count in row.marked.items())
 
 
 def _text(row: Row) -> Finding:
