@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -29,11 +29,9 @@ Arrival = tuple[int, Chunk | Generation]  # the number of an answer, and what ca
 class Outcome:
     """What became of a request, for the access log."""
 
-    status: int = 0
     tokens: int = 0
     has_left: bool = False
     is_sent: bool = False
-    handles: list[Handle] = field(default_factory=list)
 
 
 class Live:
@@ -52,7 +50,6 @@ async def answer(
 ) -> None:
     """Submit, wait, send. Raises Refusal as long as nothing was sent."""
     handles = await anyio.to_thread.run_sync(_submit, engine, ask)
-    outcome.handles = handles
     live.handles.update(handles)
     try:
         async with _while_there(receive, outcome):
@@ -109,7 +106,6 @@ async def _whole(ask: Ask, model: str, handles: list[Handle], send: Send, outcom
     else:
         results = [await _until_call(handle, cut, at) for at, handle in enumerate(handles)]
     body = as_bytes(reply_object(ask, heading_of(ask, model), results, cut))
-    outcome.status = 200
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     try:
         await _send(send, {"type": "http.response.start", "status": 200, "headers": headers + _ignored(ask)})
@@ -151,7 +147,6 @@ async def _stream(ask: Ask, model: str, handles: list[Handle], send: Send, outco
             if isinstance(first, Refusal):
                 readers.cancel_scope.cancel()
             else:
-                outcome.status = 200
                 try:
                     await _start_stream(ask, send)
                     await _events(events, handles, first, out, send)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mlx_mtp.api import check_answers
 from mlx_mtp.conversation import Prompt
 from mlx_mtp.pair import Pair
 from mlx_mtp.sampling import Sampling
@@ -219,7 +218,6 @@ def _is_id(value: Any) -> bool:
 
 def _answers(fields: Fields, prompts: int) -> int:
     n = fields.whole("n", 1, MAX_ANSWERS) or 1
-    check_answers(n)
     if n * prompts > MAX_ANSWERS:
         raise bad("n", f"prompts times n is at most {MAX_ANSWERS}, got {n * prompts}; ask for fewer")
     return n
