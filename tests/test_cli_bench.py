@@ -139,14 +139,14 @@ def test_a_planted_slow_drafter_breaks_the_guarantee(model, monkeypatch, at_rest
     honest = mlx_mtp.round.draft
 
     def slow(*given, **named):
-        time.sleep(0.15)  # not compiled, a round comes by here each time
+        time.sleep(0.1)  # not compiled, a round comes by here each time
         return honest(*given, **named)
 
     monkeypatch.setattr(mlx_mtp.round, "draft", slow)
     monkeypatch.setattr(
         "mlx_mtp.conversation.make_policy", lambda drafts, **options: FixedPolicy(4 if drafts else 0)
     )
-    done = run_main("bench", model, *QUICK, "--repeats", "4", "--arms", "plain,auto", "--guarantee")
+    done = run_main("bench", model, *QUICK[:-1], "5", "--repeats", "3", "--arms", "plain,auto", "--guarantee")
     assert done.returncode == 1
     said = " ".join(done.stderr.decode().split())
     assert "auto time: SLOWER: " in said
