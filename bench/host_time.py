@@ -4,10 +4,10 @@
     python bench/host_time.py PEERS --json bench/results/host_time.json
 
 30 and 60 layers in the published pattern, made-up weights of tiny widths, so that arithmetic takes next to nothing.
-"Build" is the time in which a round is described: for us the compiled round, traced before; for the peers all that they
-do outside of MLX's calls that dispatch or wait, which "host" is for everybody. On the CPU backend dispatching is where
-the arithmetic happens too. That backend spells out norms and attention, for all arms alike: on Metal there is less to
-build and dispatch.
+"Build" is the processor time in which a round is described: for us the compiled round, traced before; for the peers all
+that they do outside of MLX's calls that dispatch or wait, which "host" is for everybody. On the CPU backend the
+arithmetic happens while dispatching. That backend spells out norms and attention, for all arms alike: on Metal there is
+less to build and dispatch.
 """
 
 import argparse

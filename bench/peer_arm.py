@@ -34,14 +34,17 @@ class Clock:
     """The spans of time that count: from the first token of a reply to its last, so without prefill."""
 
     spans: list[tuple[float, float]] = field(default_factory=list)
+    processor_s: float = 0.0  # of this thread, in all spans
     began: float = 0.0
+    began_processor: float = 0.0
 
     def start(self) -> None:
         """Called as soon as the first token is on the host."""
-        self.began = time.perf_counter()
+        self.began, self.began_processor = time.perf_counter(), time.thread_time()
 
     def stop(self) -> None:
         """Called when the last token is on the host and nothing is left in flight."""
+        self.processor_s += time.thread_time() - self.began_processor
         self.spans.append((self.began, time.perf_counter()))
 
     @property
@@ -97,7 +100,7 @@ def run_arm(
     if job.watch and watching is not None:
         with watching() as watch:
             clock, replies = play_all(play, job)
-        host = watch.summary(clock.spans, sum(reply.rounds for reply in replies))
+        host = watch.summary(clock.spans, clock.processor_s, sum(reply.rounds for reply in replies))
     versions = {package: version(package) for package in packages}
     print(json.dumps({"versions": versions, "runs": runs, "host": host}))
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -16,33 +16,42 @@ WAITS = ("eval", "synchronize", "item", "tolist")  # each returns only when what
 BUILD = "build"
 
 
+class Call(NamedTuple):
+    """One watched call: when it began and ended, and this thread's processor time in it; in seconds."""
+
+    name: str
+    begin: float
+    end: float
+    processor: float
+
+
 @dataclass(slots=True)
 class Watch:
-    """The watched calls in order: their names, and when each began and ended, in seconds."""
+    """The watched calls in order."""
 
-    events: list[tuple[str, float, float]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     depth: int = 0
 
-    def summary(self, spans: list[tuple[float, float]], rounds: int) -> dict[str, float]:
+    def summary(self, spans: list[tuple[float, float]], processor_s: float, rounds: int) -> dict[str, float]:
         """A round, of `rounds` in these spans of time: milliseconds by place, and calls that wait or dispatch.
 
-        host: outside all calls that dispatch or wait; build: the part that describes rounds, where it is watched.
+        host: processor time of this thread outside all calls that dispatch or wait (so that another process on the
+        same core does not count); build: the part in which rounds are described, where that is watched, else host.
         """
         within = [
-            (name, end - begin)
-            for name, begin, end in self.events
-            if any(first <= begin and end <= last for first, last in spans)
+            call
+            for call in self.calls
+            if any(first <= call.begin and call.end <= last for first, last in spans)
         ]
-        dispatches = [seconds for name, seconds in within if name in DISPATCHES]
-        waits = [seconds for name, seconds in within if name in WAITS]
-        builds = [seconds for name, seconds in within if name == BUILD]
-        total = sum(last - first for first, last in spans)
-        host = total - sum(dispatches) - sum(waits)
+        dispatches = [call for call in within if call.name in DISPATCHES]
+        waits = [call for call in within if call.name in WAITS]
+        builds = [call.processor for call in within if call.name == BUILD]
+        host = processor_s - sum(call.processor for call in (*dispatches, *waits))
         return {
             "host ms": 1e3 * host / rounds,
             "build ms": 1e3 * (sum(builds) if builds else host) / rounds,
-            "dispatch ms": 1e3 * sum(dispatches) / rounds,
-            "wait ms": 1e3 * sum(waits) / rounds,
+            "dispatch ms": 1e3 * sum(call.end - call.begin for call in dispatches) / rounds,
+            "wait ms": 1e3 * sum(call.end - call.begin for call in waits) / rounds,
             "dispatches": len(dispatches) / rounds,
             "syncs": len(waits) / rounds,
         }
@@ -56,7 +65,7 @@ PLACES = (
 
 @contextmanager
 def watching(*more: tuple[Any, str, str]) -> Iterator[Watch]:
-    """Watch MLX's calls that dispatch or wait, whoever makes them, and `more` (owner, attribute, name of event)."""
+    """Watch MLX's calls that dispatch or wait, whoever makes them, and `more` (owner, attribute, name)."""
     watch, places = Watch(), (*PLACES, *more)
     originals = [vars(owner)[attribute] for owner, attribute, _ in places]
     for (owner, attribute, name), original in zip(places, originals, strict=True):
@@ -69,16 +78,17 @@ def watching(*more: tuple[Any, str, str]) -> Iterator[Watch]:
 
 
 def timed(watch: Watch, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, written down as an event; a call inside another watched one is part of that."""
+    """`call`, written down; a call inside another watched one is part of that."""
 
     def watched(*args: Any, **options: Any) -> Any:
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.thread_time()
         watch.depth += 1
         try:
             return call(*args, **options)
         finally:
             watch.depth -= 1
             if not watch.depth:
-                watch.events.append((name, begin, time.perf_counter()))
+                spent = time.thread_time() - processor
+                watch.calls.append(Call(name, begin, time.perf_counter(), spent))
 
     return watched

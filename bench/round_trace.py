@@ -43,7 +43,7 @@ def trace(pair: Pair, ids: Sequence[int], *, tokens: int, drafts: int) -> list[E
     with watching((mlx_mtp.decode, "_build", BUILD)) as watch:
         while next(chunks).finish_reason is None:
             pass
-    named = [Event(STAGES[name], begin, end) for name, begin, end in watch.events]
+    named = [Event(STAGES[call.name], call.begin, call.end) for call in watch.calls]
     runs = [list(run) for _, run in groupby(named, key=lambda event: event.stage)]
     return [Event(run[0].stage, run[0].begin, run[-1].end) for run in runs]
 
