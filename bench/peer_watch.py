@@ -81,14 +81,14 @@ def timed(watch: Watch, name: str, call: Callable[..., Any]) -> Callable[..., An
     """`call`, written down; a call inside another watched one is part of that."""
 
     def watched(*args: Any, **options: Any) -> Any:
-        begin, processor = time.perf_counter(), time.thread_time()
+        processor, begin = time.thread_time(), time.perf_counter()
         watch.depth += 1
         try:
             return call(*args, **options)
         finally:
             watch.depth -= 1
             if not watch.depth:
-                spent = time.thread_time() - processor
-                watch.calls.append(Call(name, begin, time.perf_counter(), spent))
+                end = time.perf_counter()
+                watch.calls.append(Call(name, begin, end, time.thread_time() - processor))
 
     return watched
