@@ -107,6 +107,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str | None]] = [
     ({"mtp": 100}, "mtp"),
     ({"mtp": "fast"}, "mtp"),
     ({"mtp": 1.5}, "mtp"),
+    ({"mtp": False}, "mtp"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": 3}, "stream_options"),

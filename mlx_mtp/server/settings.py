@@ -36,9 +36,9 @@ def drafts_of(fields: Fields, default: int | str) -> int | str:
     value = fields.value("mtp")
     if value is None:
         return default
-    if value == "off" or value is False:
+    if value == "off":
         return 0
-    if value == "auto" or value is True:
+    if value == "auto":
         return "auto"
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 15:
         return value
