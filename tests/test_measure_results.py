@@ -305,6 +305,7 @@ def test_json_that_was_written_can_be_resumed_and_compared(tmp_path):
     document, path = run(plain=STEADY, auto=FAST), tmp_path / "out.json"
     path.write_text(in_format(document, "json"))
     assert compare_runs(read_document(path), document)
+    assert read_document(path) == json.loads(as_json(document)), "figures are computed anew"
 
 
 @pytest.mark.parametrize("columns", [40, 80, 140])

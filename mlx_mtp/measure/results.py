@@ -65,6 +65,7 @@ def read_document(path: Path) -> Document:
     damage = _damage(document)
     if damage is not None:
         raise ParameterError(f"{path}: is damaged ({damage}); {remedy}")
+    document.pop("rows", None)  # figures that `--format json` added; they are computed anew
     return document
 
 
