@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from view import Turn
 
-from fake_window import APP, App
+from fake_window import APP, App, Turn
 from mlx_mtp import Engine, Progress, Sampling, generate, load
 from mlx_mtp.engine_chat import EngineConversation
 from mlx_mtp.hub import demo_folder
