@@ -76,6 +76,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str | None]] = [
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
+    ({"max_tokens": 0, "max_completion_tokens": 4}, "max_tokens"),
     ({"max_completion_tokens": "4"}, "max_completion_tokens"),
     ({"temperature": -1}, "temperature"),
     ({"temperature": 1e9}, "temperature"),

@@ -100,11 +100,8 @@ def chat_ask(body: dict[str, Any], served: Served) -> Ask:
     options = {"tools": tools, "thinking": _thinking(fields, served)}
     parallel = fields.flag("parallel_tool_calls", True)
     _check_format(fields)
-    most = fields.whole("max_completion_tokens", 1)
-    if most is None:
-        most = fields.whole("max_tokens", 1)
-    else:
-        fields.value("max_tokens")
+    older = fields.whole("max_tokens", 1)
+    most = fields.whole("max_completion_tokens", 1) or older
     return _ask(
         "chat",
         (messages,),
