@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +13,12 @@ from fake_window import APP, App, Turn
 from mlx_mtp import Engine, Progress, Sampling, generate, load
 from mlx_mtp.engine_chat import EngineConversation
 from mlx_mtp.hub import demo_folder
+from mlx_mtp.machine import read_machine
 from mlx_mtp.self_check import Checked, SelfCheck
 from servers import no_ends
 
 QUESTION = "What is MLX?"
+MAC_16 = read_machine(Path(__file__).parent / "machines" / "m2_16.json")
 
 
 @contextmanager
@@ -26,6 +29,13 @@ def running(**options):
     finally:
         if app.model.phase != "closing":
             app.quit()
+
+
+@pytest.fixture(autouse=True)
+def on_an_empty_mac(monkeypatch):
+    """The picker sees a Mac with 16 GB on which nothing was downloaded, whatever the tests run on."""
+    monkeypatch.setattr("mlx_mtp.machine.this_machine", lambda: MAC_16)
+    monkeypatch.setattr("mlx_mtp.cache.cached_snapshot", lambda *names, **options: None)
 
 
 @pytest.fixture
@@ -93,6 +103,8 @@ def test_a_chat_from_start_to_quit(greedy, monkeypatch):
         app.chat.send(QUESTION)
         app.until_idle()
         assert app.answer == expected("What is a drafter?", QUESTION) and len(app.view.turns) == 4
+        kept = app.chat._conversation.messages
+        assert [Turn(message["role"], message["content"]) for message in kept] == app.view.turns
         app.model.new_chat()
         assert app.view.turns == [] and not app.view.can.regenerate
         assert app.remembered.last_model == "demo" and app.view.problems == []
@@ -157,26 +169,29 @@ def test_a_new_chat_while_a_reply_is_written(endless):
         app.start()
         app.chat.send("def f")
         app.until_text()
+        left, reply = app.chat, app.chat._reply
         app.model.new_chat()
         assert app.view.turns == [] and app.view.can.send
+        left._events.put((reply, Progress("prefill", "reading the prompt", 512, 4096)))  # that was under way
         app.chat.send("class A")
         app.until_text()
         assert app.view.turns[0] == Turn("user", "class A")
+        assert not any("4,096" in (words or "") for words, _ in app.view.progress)
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_remedy():
-    """Nothing fits 31b:bf16 below 64 GB: refused by the library, before any socket is opened."""
+def test_a_model_that_does_not_fit_is_refused_with_the_remedy(monkeypatch):
+    """By the library, on a Mac with 16 GB, before any socket is opened."""
     with running() as app:
         app.start()
         at = app.row("31b:bf16")
-        if app.view.rows[at].fits:
-            pytest.skip("this machine has the memory")
-        assert "too much for this Mac" in app.view.rows[at].line
-        app.model.choose(at)
-        app.until_phase("idle")
+        assert app.view.rows[at].line.endswith("too much for this Mac")
+        with monkeypatch.context() as on_a_mac:
+            on_a_mac.setattr("mlx_mtp.pair.this_machine", lambda: MAC_16)
+            app.model.choose(at)
+            app.until_phase("idle")
         [problem] = app.view.problems
         assert problem.title == "Not enough memory" and "31b:bf16 needs" in problem.text
-        assert problem.remedy.startswith("Use ")
+        assert problem.remedy == "Use e4b:4bit, which needs " + problem.remedy.rpartition("needs ")[2]
         app.model.choose(app.row("demo"))
         app.until_phase("ready")
 
@@ -251,9 +266,16 @@ def test_what_selfcheck_finds_is_shown_and_nothing_more_is_tried():
         )
         assert app.view.rows == [] and not app.view.can.choose and not app.view.can.send
     slight = Checked("demo pair", False, "its files are missing", "put the whole mlx_mtp package in")
-    with running(last=None, check=lambda: SelfCheck((slight,))) as app:
+    with running(check=lambda: SelfCheck((slight,))) as app:
+        app.start()
+        assert len(app.view.problems) == 1 and app.view.can.send
+
+
+def test_at_the_first_start_the_recommended_model_is_offered_not_downloaded():
+    with running(last=None) as app:
         app.start("idle")
-        assert len(app.view.problems) == 1 and app.view.can.choose
+        assert app.view.rows[app.view.selected].key == "e4b:4bit" and app.view.questions == []
+        assert app.view.can.choose and not app.view.can.send and app.view.status == "Choose a model."
 
 
 def test_the_recipe_and_its_check(tmp_path, monkeypatch):
