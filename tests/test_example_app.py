@@ -1,5 +1,6 @@
 """The logic of examples/macos_app, with a window and a main thread of its own; AppKit itself is on Macs only."""
 
+import functools
 import shutil
 import threading
 import time
@@ -15,7 +16,7 @@ from mlx_mtp.engine_chat import EngineConversation
 from mlx_mtp.hub import demo_folder
 from mlx_mtp.machine import read_machine
 from mlx_mtp.self_check import Checked, SelfCheck
-from servers import no_ends
+from servers import demo_pair, no_ends
 
 QUESTION = "What is MLX?"
 MAC_16 = read_machine(Path(__file__).parent / "machines" / "m2_16.json")
@@ -61,13 +62,17 @@ def endless(monkeypatch):
     monkeypatch.setattr(EngineConversation, "_reply", endlessly)
 
 
+@functools.cache
 def expected(*said: str) -> str:
-    messages = [{"role": "user", "content": said[0]}]
-    pair = load("demo")
-    for text in said[1:]:
-        answer = generate(pair, messages, sampling=Sampling(temperature=0.0)).text
-        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": text}]
-    return generate(pair, messages, sampling=Sampling(temperature=0.0)).text
+    """The answer to the last of these, each of the others answered too."""
+    messages = [{"role": "user", "content": said[-1]}]
+    for at in range(len(said) - 1, 0, -1):
+        before = said[:at]
+        messages[:0] = [
+            {"role": "user", "content": before[-1]},
+            {"role": "assistant", "content": expected(*before)},
+        ]
+    return generate(demo_pair(), messages, sampling=Sampling(temperature=0.0)).text
 
 
 def test_a_chat_from_start_to_quit(greedy, monkeypatch):
@@ -269,6 +274,33 @@ def test_what_selfcheck_finds_is_shown_and_nothing_more_is_tried():
     with running(check=lambda: SelfCheck((slight,))) as app:
         app.start()
         assert len(app.view.problems) == 1 and app.view.can.send
+
+
+def test_a_damaged_model_in_the_app_hides_no_other(tmp_path):
+    (tmp_path / "models" / "Bad").mkdir(parents=True)
+    (tmp_path / "models" / "Bad" / "config.json").write_text("{")
+    with running(resources=tmp_path) as app:
+        app.start()
+        assert app.view.rows[0].line == "Bad (in this app) · on this Mac · cannot be read"
+        app.model.choose(0)
+        app.until_phase("idle")
+        assert app.view.problems[0].title == "The model cannot be used"
+
+
+def test_mistakes_of_the_app_itself_are_shown_and_it_goes_on(monkeypatch):
+    with running(check=lambda: 1 / 0) as app:
+        app.start("broken")
+        assert "ZeroDivisionError" in app.view.problems[0].text and app.view.progress[-1] == (None, None)
+    with running() as app:
+        app.start()
+        with monkeypatch.context() as broken:
+            broken.setattr(EngineConversation, "say", lambda self, text: 1 / 0)
+            app.chat.send("hello")
+            app.until_idle()
+        assert "ZeroDivisionError" in app.view.problems[0].text and app.view.input == "hello"
+        app.chat.send(QUESTION)
+        app.until_idle()
+        assert app.view.turns[-1].text
 
 
 def test_at_the_first_start_the_recommended_model_is_offered_not_downloaded():

@@ -1,5 +1,6 @@
 """One chat on one engine: a reply at a time, streamed to the view in batches; stop, regenerate, edit. Main thread."""
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from view import Turn, View
 from words import Problem, ProgressWords, problem_of, status_words
 
 if TYPE_CHECKING:
-    from mlx_mtp import Engine, Handle, MtpError
+    from mlx_mtp import Engine, Handle
     from mlx_mtp.events import Event
     from mlx_mtp.reply import Generation
 
+LOG = logging.getLogger(__name__)
 REPLY_TOKENS = 4096  # a longer reply ends there; the context may end it earlier
 
 
@@ -107,15 +109,14 @@ class Chat:
 
     def _run(self, reply: Reply) -> None:
         """On a thread of the reply's own, because checking a long message takes a while too."""
-        from mlx_mtp import MtpError
-
         try:
             handle = reply.handle = self._submit(reply)
             if reply.is_stopped:
                 handle.cancel()
             for event in handle.events():
                 self._events.put((reply, event))
-        except MtpError as error:
+        except Exception as error:  # refused, failed, or a mistake of ours: the chat goes on after each
+            LOG.info("a reply ended: %r", error)
             self._main.soon(partial(self._ended, reply, None, error))
         else:
             self._main.soon(partial(self._ended, reply, handle.result(), None))
@@ -154,7 +155,7 @@ class Chat:
         if stats is not None:
             self._view.show_status(status_words(stats, self._context))
 
-    def _ended(self, reply: Reply, result: "Generation | None", error: "MtpError | None") -> None:
+    def _ended(self, reply: Reply, result: "Generation | None", error: Exception | None) -> None:
         if reply is not self._reply:
             return
         self._events.flush()

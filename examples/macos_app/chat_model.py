@@ -50,7 +50,7 @@ class ChatModel:
         self.chat: Chat | None = None
         self._view, self._main, self._remembered, self._resources = view, main, remembered, resources
         self._check = check
-        self._work = Work()
+        self._work = Work(main, self._broke)
         self._opener = Opener(main, self._work, self._opened)
         self._selected: int | None = None
         self._load: Load | None = None
@@ -120,6 +120,14 @@ class ChatModel:
         self._opener.close(once)
         self._main.after(QUIT_WITHIN_S, once)
 
+    def _broke(self, error: Exception) -> None:
+        """A mistake in what was done in the background."""
+        if self.phase != "closing":
+            self._load = None
+            self._view.show_progress(None, None)
+            self._view.show_problem(problem_of(error))
+            self._set("idle" if self.rows else "broken")
+
     # Models
 
     def choose(self, at: int) -> None:
@@ -134,7 +142,7 @@ class ChatModel:
         size = "an unknown number of GB"
         if row.download_bytes is not None:
             size = gigabytes(row.download_bytes, 1e9)
-        text = f"{size} to download; needs {gigabytes(row.memory_bytes)} of memory. You can cancel and go on later."
+        text = f"{size} to download; {row.memory}. You can cancel and go on later."
         self._view.ask(f"Download {row.title}?", text, "Download", partial(self._answered, at))
 
     def _answered(self, at: int, is_yes: bool) -> None:

@@ -21,7 +21,7 @@ class ModelRow:
     key: str
     name: str | Path
     title: str
-    memory_bytes: int
+    memory_bytes: int | None  # None: its files cannot be read, and opening it says why
     fits: bool
     is_here: bool  # needs no download
     download_bytes: int | None = None  # None: not known, or nothing to download
@@ -32,8 +32,15 @@ class ModelRow:
         here = "on this Mac" if self.is_here else "not downloaded"
         if self.download_bytes is not None and not self.is_here:
             here = f"{gigabytes(self.download_bytes, 1e9)} to download"
-        memory = f"needs {gigabytes(self.memory_bytes)} of memory"
-        return " · ".join((self.title, here, memory if self.fits else f"{memory}: too much for this Mac"))
+        return " · ".join((self.title, here, self.memory))
+
+    @property
+    def memory(self) -> str:
+        """What it takes, in words."""
+        if self.memory_bytes is None:
+            return "cannot be read"
+        needs = f"needs {gigabytes(self.memory_bytes)} of memory"
+        return needs if self.fits else f"{needs}: too much for this Mac"
 
 
 def list_models(resources: Path | None) -> list[ModelRow]:
@@ -64,18 +71,15 @@ def bundled_folders(resources: Path | None) -> list[Path]:
 
 def folder_row(key: str, name: str | Path, folder: Path, title: str, machine: "Machine") -> ModelRow:
     """A model that is on this disk."""
-    from mlx_mtp import estimate_memory
+    from mlx_mtp import MtpError, estimate_memory
     from mlx_mtp.admission import budget_bytes
 
-    estimate = estimate_memory(folder, dtype=None if machine.has_metal else "float32")
-    return ModelRow(
-        key=key,
-        name=name,
-        title=title,
-        memory_bytes=estimate.total,
-        fits=estimate.total <= budget_bytes(machine),
-        is_here=True,
-    )
+    try:
+        needed = estimate_memory(folder, dtype=None if machine.has_metal else "float32").total
+    except MtpError:  # opening it says what is wrong; one row must not hide the others
+        needed = None
+    fits = needed is not None and needed <= budget_bytes(machine)
+    return ModelRow(key=key, name=name, title=title, memory_bytes=needed, fits=fits, is_here=True)
 
 
 def alias_row(alias: "Alias", machine: "Machine") -> ModelRow:
@@ -88,7 +92,7 @@ def alias_row(alias: "Alias", machine: "Machine") -> ModelRow:
     estimate = estimate_on(machine, alias)
     try:
         is_here = cached_snapshot(alias.target) is not None
-    except MtpError:  # a damaged copy: opening it says what is wrong, one row must not hide the others
+    except MtpError:  # a damaged copy: as above
         is_here = False
     return ModelRow(
         key=alias.name,

@@ -1,11 +1,14 @@
 """From threads that compute to the one that draws: what they report is shown together, at most 30 times a second."""
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+LOG = logging.getLogger(__name__)
 INTERVAL_S = 1 / 30
 
 Item = TypeVar("Item")
@@ -64,9 +67,13 @@ class Paced(Generic[Item]):
 
 
 class Work:
-    """A thread for what takes long, one thing after the other; it does not keep the process alive."""
+    """A thread for what takes long, one thing after the other; it does not keep the process alive.
 
-    def __init__(self) -> None:
+    What a call raises is told on the main thread, and the next call has its turn.
+    """
+
+    def __init__(self, main: MainThread, on_error: Callable[[Exception], None]) -> None:
+        self._main, self._on_error = main, on_error
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="work", daemon=True).start()
 
@@ -76,4 +83,9 @@ class Work:
 
     def _run(self) -> None:
         while True:
-            self._calls.get()()
+            call = self._calls.get()
+            try:
+                call()
+            except Exception as error:
+                LOG.exception("what was done in the background raised")
+                self._main.soon(partial(self._on_error, error))

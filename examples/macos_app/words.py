@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlx_mtp import MtpError, Progress
+    from mlx_mtp import Progress
     from mlx_mtp.self_check import Checked
     from mlx_mtp.stats import Stats
 
@@ -38,8 +38,14 @@ class Problem:
         return "\n\n".join(part for part in (self.text, self.remedy) if part)
 
 
-def problem_of(error: "MtpError") -> Problem:
+def problem_of(error: Exception) -> Problem:
     """The library's messages state the rule and what was got; what follows the last semicolon is the remedy."""
+    from mlx_mtp import MtpError
+
+    if not isinstance(error, MtpError):
+        return Problem(
+            "Something went wrong in this app", repr(error), "Try again; if that does not help, restart it."
+        )
     text, _, remedy = str(error).rpartition("; ")
     if not text:
         text, remedy = remedy, ""
