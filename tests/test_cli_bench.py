@@ -115,8 +115,8 @@ def test_an_interrupted_run_is_kept_and_goes_on(model, tmp_path):
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert out == b""
-    [line] = [line for line in err.decode().splitlines() if line.startswith("(stopped")]
-    path = Path(line.rpartition("--resume ")[2].rstrip(")"))
+    [line] = [line for line in err.decode().splitlines() if line.startswith("mlx-mtp bench --resume ")]
+    path = Path(line.removeprefix("mlx-mtp bench --resume "))
     document = read_document(path)
     assert not document["complete"]
     first = document["cases"]["chat/greedy/0/1"]

@@ -48,6 +48,16 @@ def test_arms_are_played_in_turn_and_each_begins_in_turn(pair):
     assert len(turns) == 5
 
 
+def test_what_is_told_of_the_work_done_never_goes_back(pair):
+    steps = []
+    settings = replace(SETTINGS, workloads=("chat", "prose"), max_repeats=6)
+    noisy = players(auto={"seconds": lambda turn: 0.002 + 0.002 * (turn % 2)})
+    played(pair, noisy, settings, on_step=steps.append)
+    shares = [step.share for step in steps]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0 and 0.9 < shares[-1] < 1.0
+
+
 def test_the_first_pass_is_discarded_and_told(pair):
     found = rows(played(pair, players(plain={"seconds": lambda turn: 0.05 if turn == 0 else 0.002})))
     assert found["plain"].warm_up_s == pytest.approx(0.3)

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_mtp.clean import clean_for_terminal
 from mlx_mtp.cli.bench_lock import alone
 from mlx_mtp.cli.bench_progress import BenchProgress
 from mlx_mtp.cli.opening import Opening, opened
-from mlx_mtp.cli.terminal import say
+from mlx_mtp.cli.terminal import say, write_aside
 from mlx_mtp.errors import CheckpointError, MemoryRefusal, ParameterError, StorageError
 from mlx_mtp.measure.plan import PEER, PLAIN, Settings, settings_of
 from mlx_mtp.measure.results import Document, Keeper, new_document
@@ -73,17 +74,19 @@ def _play(
             Run(pair, settings, document, peer=peer, bytes_of=bytes_of, on_step=progress, keep=keep).play()
         except KeyboardInterrupt:
             progress.clear()
-            say(_how_to_go_on(keeper))
+            _say_how_to_go_on(keeper)
             raise
     if path is not None and keeper.trouble is None:
         say(f"kept in {path}")
     return document
 
 
-def _how_to_go_on(keeper: Keeper) -> str:
+def _say_how_to_go_on(keeper: Keeper) -> None:
     if keeper.path is None or keeper.trouble is not None:
-        return "(stopped; nothing could be kept)"
-    return f"(stopped; what was measured is kept, and this goes on: mlx-mtp bench --resume {keeper.path})"
+        say("(stopped; nothing could be kept)")
+        return
+    say("(stopped; what was measured is kept, and this goes on with it:)")
+    write_aside(f"mlx-mtp bench --resume {clean_for_terminal(str(keeper.path))}\n")  # unbroken, to be copied
 
 
 def _refuse_other(why: list[str]) -> None:

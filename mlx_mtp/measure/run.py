@@ -162,15 +162,15 @@ class Run:
         first = max((len(arm["samples"]) for arm in entry["arms"].values()), default=0)
         expected = self.settings.min_repeats
 
-        def tell(turn: int, place: int) -> None:
+        def tell(turn: int, place: int, played: int) -> None:
             done, weight, whole, number = share
-            part = min(1.0, (turn + place / len(players)) / (1 + max(expected, turn)))
+            part = _part(turn + played / len(players), expected)
             cases = len(self.settings.cases())
             name = players[place].name
             self._on_step(Step(case, number + 1, cases, turn, expected, name, (done + weight * part) / whole))
 
         for place, player in enumerate(players):
-            tell(0, place)
+            tell(0, place, place)
             self._warm_up(player, entry["arms"][player.name], prompts, case.batch)
         turn = first
         while turn < self.settings.max_repeats and not self._is_enough(entry, turn, deadline):
@@ -179,7 +179,7 @@ class Run:
                 place = (turn + i) % len(players)
                 arm = entry["arms"][players[place].name]
                 if arm["fault"] is None:
-                    tell(turn, place)
+                    tell(turn, place, i)
                     arm["samples"].append(self._sample(players[place], arm, prompts, case.batch, turn))
             if entry["arms"][PLAIN]["fault"] is not None:
                 raise GenerationError(f"plain decoding cannot be measured: {entry['arms'][PLAIN]['fault']}")
@@ -267,3 +267,9 @@ class Run:
             entry["verdicts"][name] = verdict_on(self.pair, prompts, plain, arm["texts"], sampling, rounds)
         if self.peer is not None and case.sampling == "greedy" and case.batch == 1:
             entry["mlx_lm"] = mlx_lm_agrees(self.peer, self.pair, prompts, plain)
+
+
+def _part(passes: float, expected: int) -> float:
+    """Share of a case that is done after so many passes, the warm-up among them: never 1 while more may follow."""
+    last = 1 / (1 + expected)
+    return passes * last if passes < expected else 1 - last * expected / passes
