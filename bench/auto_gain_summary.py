@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim_curves import CostCurve
-from simulate import TRACES, fixed_seconds, play
+from sim_texts import TRACES, fixed_seconds
+from simulate import play
 
 from mlx_mtp.cost import monotone
 from mlx_mtp.policy import AutoPolicy

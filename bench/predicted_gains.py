@@ -7,7 +7,7 @@ from typing import Any
 
 from published_gains import Gain
 from sim_curves import BY_NAME, MOST, WAYS, CostCurve, configs, curve_of
-from simulate import SHIPPED_MLP_BITS, chance_of, tokens_of
+from sim_texts import SHIPPED_MLP_BITS, chance_of, tokens_of
 
 from mlx_mtp.chips import Chip, Curve, stock_curve
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from predicted_gains import Predicted, predict
 from published_gains import GAINS, Gain
-from simulate import tokens_of
+from sim_texts import tokens_of
 
 SPREAD = 1.10  # implied costs of one setup that differ by more are listed
 

@@ -8,8 +8,6 @@ from the constants below, which are the same for every row; no row has a constan
 """
 
 import argparse
-import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +24,8 @@ from predicted_gains import (
 )
 from prediction_errors import BY_TEXT, HOST, by_source, contradictions, score, without
 from published_gains import GAINS, LEFT_OUT, Gain
-from sim_curves import MOST
-from simulate import percent, tokens_of
+from sim_page import simulated
+from sim_texts import tokens_of
 
 from mlx_mtp.chips import BF16_EMULATED
 
@@ -185,34 +183,6 @@ def constants() -> str:
 """
 
 
-def simulated(path: Path) -> str:
-    """What the simulator last gave, in a table."""
-    if not path.is_file():
-        return "Not run.\n"
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    lines = [
-        "| model, kernels | over best fixed: mean (texts of one kind), worst | runs beyond 8 % | worst over "
-        "plain | recovered within 30 rounds: median, share | always wrong |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, one in {**kept["summary of tables"], **kept["summary"]}.items():
-        share = f"{one['recovered in time']} of {one['changes of text']}"
-        lines.append(
-            f"| {name} | {percent(one['mean over best fixed'])} "
-            f"({percent(one['mean, texts of one kind'])}), {percent(one['worst over best fixed'])} | "
-            f"{one['beyond the worst allowed']} of {one['runs']} | {percent(one['worst over plain'])} | "
-            f"{one['median rounds to recover']:g}, {share} | {percent(one['worst cost of a wrong drafter'])} |"
-        )
-    beyond = [one for one in kept["outcomes"] if one["over_best"] > 0.08]
-    where = Counter(("later" if one["known"] else "first", one["text"]) for one in beyond)
-    which = "; ".join(
-        f"{count} with `{text}` as a {when} text" for (when, text), count in where.most_common()
-    )
-    return "\n".join(lines) + (
-        f"\n\nRuns beyond 8 %: {which or 'none'}.\n`demo` has 400 tokens, the others 1,200 and more.\n"
-    )
-
-
 def page(simulation: Path = SIMULATION) -> str:
     """The whole of docs/predictions.md."""
     rows = [predict(gain) for gain in GAINS]
@@ -298,12 +268,6 @@ Refuted where a Mac in good order, at these settings, shows less than 0.85 times
 drafts, or "auto" slower than 0.98 times plain.
 
 ## AutoPolicy on simulated texts
-
-Texts of published acceptance (`bench/traces`) and one recorded from the demo pair, through predicted costs of rounds
-on seven chips with 3 % noise, against the best fixed number of drafts (0 to {MOST}) in hindsight on the same text.
-"First texts": nothing was known of the pair's costs, not even the chip; "later texts": learnt from one text before.
-Below zero: better than any fixed number, as the text changes. Goals: 3 % on average, 8 % at worst, 2 % over plain, 30
-rounds to recover, a drafter that is always wrong 2 %.
 
 {simulated(simulation)}"""
 

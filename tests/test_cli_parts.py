@@ -97,7 +97,9 @@ def test_status_line_with_drafting():
 def test_plain_speed_stands_in_the_status_line_only_where_it_was_measured():
     assert "tok/s (plain 24.9, ×1.54) · " in status_line(figures(), 32000, plain_tps=24.9)
     assert "plain" not in status_line(figures(), 32000)
-    assert "plain" not in status_line(figures(drafted=0), 32000, plain_tps=24.9)  # it would be compared with itself
+    assert "plain" not in status_line(
+        figures(drafted=0), 32000, plain_tps=24.9
+    )  # it would be compared with itself
 
 
 @pytest.mark.parametrize(("tokens", "said"), [(22_000, None), (23_000, "80 %"), (28_000, "95 %")])
