@@ -21,9 +21,13 @@ LIBRARY_NAMES = ("libmlx.dylib", "libmlx.so")
 METAL_LIBRARY = "mlx.metallib"
 METAL_MAGIC = b"MTLB"  # a Metal library begins with it
 PACKAGES = ("numpy", "tokenizers", "jinja2", "safetensors", "filelock", "platformdirs", "huggingface_hub")
-BUNDLE_MLX = "put the whole mlx package, mlx/lib with it, into the bundle (PyInstaller: --collect-all mlx)"
+BUNDLE_MLX = (
+    "put the whole mlx package, mlx/lib with it, into the bundle "
+    "(PyInstaller: --collect-all mlx; py2app: docs/embedding.md)"
+)
 BUNDLE_OURS = (
-    "put the whole mlx_mtp package with its data files into the bundle (PyInstaller: --collect-all mlx_mtp)"
+    "put the whole mlx_mtp package with its data files into the bundle "
+    "(PyInstaller: --collect-all mlx_mtp; py2app: docs/embedding.md)"
 )
 
 
