@@ -43,7 +43,7 @@ def golden_routes(kind: str) -> tuple[Routes, list[int]]:
     ends = []
     for prompt in ("short", "long"):
         ids, text = golden[f"{prompt}.ids"].tolist(), golden[f"{prompt}.{kind}"].tolist()
-        for layer, rows in enumerate(routes_of(target, ids, text[len(ids) :], Deadline(600))):
+        for layer, rows in enumerate(routes_of(target, ids, text[len(ids) :], Deadline(600).check)):
             routes[layer] += rows
         ends.append(len(routes[0]))
     return routes, ends

@@ -219,6 +219,7 @@ def test_pasted_lines_are_one_message_and_history_is_kept_apart(model):
     chat.ready()
     chat.sendline("secret")
     chat.expect(STATUS)
+    chat.ready()
     chat.sendeof()
     assert chat.left_with() == 0
     assert history.read_text() == before and len(in_its_home(kept_conversations)) == 1

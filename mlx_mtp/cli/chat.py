@@ -1,6 +1,7 @@
 """`mlx-mtp chat`: a conversation in the terminal."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -104,10 +105,7 @@ def chat(
     _keep_it(talk, history=history and turns is None, resume=resume)
     if not model:
         asked = choose_model(asked)
-    read = line_reader(history=history)
-    if first is not None:
-        read = _given(first, read)
-    _chat(asked, talk, read, turns, resume=resume)
+    _chat(asked, talk, lambda: _given(first, line_reader(history=history)), turns, resume=resume)
     if turns is not None:
         turns.finish(talk.model)
 
@@ -119,8 +117,10 @@ def _first_message(prompt: str) -> str | None:
     return "\n\n".join(part for part in (argument_text(prompt), piped_text()) if part)
 
 
-def _given(first: str, read: ReadLine) -> ReadLine:
+def _given(first: str | None, read: ReadLine) -> ReadLine:
     """The first message, then what is typed; nothing more where nobody can type."""
+    if first is None:
+        return read
     left = [f"/{first}" if first.startswith("/") else first]
 
     def next_line() -> str:
@@ -144,8 +144,16 @@ def _keep_it(talk: Talk, *, history: bool, resume: bool) -> None:
         talk.kept_as = conversation_path(new_name())
 
 
-def _chat(asked: Opening, talk: Talk, read: ReadLine, turns: JsonTurns | None, *, resume: bool) -> None:
-    """Talk with one model after another until the person leaves."""
+def _chat(
+    asked: Opening,
+    talk: Talk,
+    make_reader: Callable[[], ReadLine],
+    turns: JsonTurns | None,
+    *,
+    resume: bool,
+) -> None:
+    """Talk with one model after another until the person leaves; the terminal is left alone until one is open."""
+    read: ReadLine | None = None
     interrupts, before = Interrupts(), None
     while True:
         with ExitStack() as stack:
@@ -166,6 +174,7 @@ def _chat(asked: Opening, talk: Talk, read: ReadLine, turns: JsonTurns | None, *
                 go_on_with(session, talk.kept_as)
                 resume = False
             try:
+                read = read or make_reader()
                 _converse(session, read, interrupts, tests, calibration)
                 return
             except OtherModel as other:
