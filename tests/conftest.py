@@ -4,6 +4,7 @@ Commands in other processes inherit the home and keep their own choice of device
 """
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell leaves it to what it starts with &; commands in tests of Ctrl-C would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     device = config.getoption("--mlx-device")
     if device != "auto":
         mx.set_default_device(mx.Device(DEVICES[device]))
