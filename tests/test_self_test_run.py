@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -285,6 +286,7 @@ def test_a_chat_tests_after_its_first_reply_and_never_during_one(monkeypatch):
 
     class Chat:
         stats = None
+        talk = SimpleNamespace(options=SimpleNamespace(num_draft_tokens="auto"))
 
         def say(self, text: str) -> None:
             events.append("reply")
@@ -297,6 +299,10 @@ def test_a_chat_tests_after_its_first_reply_and_never_during_one(monkeypatch):
         def pause(self) -> None:
             events.append("stop")
 
+    class Calibration:
+        def play(self) -> None:
+            events.append("time")
+
     lines = iter(["", "Why?", "/help", "And then?"])
 
     def read() -> str:
@@ -306,8 +312,8 @@ def test_a_chat_tests_after_its_first_reply_and_never_during_one(monkeypatch):
         except StopIteration:
             raise EOFError from None
 
-    _converse(Chat(), read, Interrupts(), Tests())
-    waits = ["test", "wait", "stop"]
+    _converse(Chat(), read, Interrupts(), Tests(), Calibration())
+    waits = ["time", "test", "wait", "stop"]
     assert events == ["wait", "stop", "wait", "stop", "reply", *waits, *waits, "reply", *waits]
 
 
