@@ -3,7 +3,8 @@
 from typing import Any
 
 from mlx_mtp.api import DEFAULT_BATCH, answers_to, check_answers
-from mlx_mtp.batch import SILENT, Watch, generate_rows
+from mlx_mtp.batch import generate_rows
+from mlx_mtp.batch_watch import SILENT, Watch
 from mlx_mtp.conversation import Conversation, Prompt, make_request
 from mlx_mtp.policy import make_policy
 from mlx_mtp.reply import Generation

@@ -4,8 +4,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from mlx_mtp.batch import Watch, check_batch, generate_rows
+from mlx_mtp.batch import generate_rows
 from mlx_mtp.batch_choice import check_goal, make_chooser
+from mlx_mtp.batch_watch import Watch
+from mlx_mtp.batch_width import check_batch
 from mlx_mtp.conversation import Conversation, Prompt, Request, make_request
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.pair import Pair

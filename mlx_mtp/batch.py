@@ -1,47 +1,28 @@
 """Many replies decoded together: rows join as soon as others have ended, and fewer run while memory is short."""
 
-import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
 from mlx_mtp.batch_choice import WidthChooser
+from mlx_mtp.batch_queue import Meanwhile, Queue
 from mlx_mtp.batch_slots import Slots
-from mlx_mtp.batch_watch import MAX_BATCH, SILENT, Watch, check_batch
+from mlx_mtp.batch_watch import SILENT, Teller, Watch
+from mlx_mtp.batch_width import MAX_BATCH, Width
 from mlx_mtp.conversation import Request
 from mlx_mtp.decode import Step
-from mlx_mtp.errors import GenerationError, MemoryRefusal, MtpError
+from mlx_mtp.errors import MemoryRefusal
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy
 from mlx_mtp.prefix_cache import Histories, OneHistory
-from mlx_mtp.pressure import REMEDY, STOPPED, Guard, Relief, out_of_memory_refused
-from mlx_mtp.reply import Chunk, Generation, Reply
-from mlx_mtp.row_start import Row, RowCancelled, Starter
+from mlx_mtp.pressure import STOPPED, Guard, Relief, out_of_memory_refused
+from mlx_mtp.reply import Generation
+from mlx_mtp.row_start import Row, Starter
 from mlx_mtp.sampling import sampler_class
-from mlx_mtp.state import State
 from mlx_mtp.turns import History
 
-__all__ = [
-    "CALM_ROUNDS",
-    "LOOK_ROUNDS",
-    "MAX_BATCH",
-    "SILENT",
-    "Batch",
-    "Watch",
-    "check_batch",
-    "generate_rows",
-    "none_arrive",
-]
-
-LOG = logging.getLogger(__name__)
-LOOK_ROUNDS = 8  # rounds between two looks at whether another width pays
 MEANWHILE_S = 0.1  # of rounds between two chunks of a prefill, at least one: rows that run slow down, no more
-JOIN_AFTER_S = (
-    0.25  # of prefills: those that are ready join, so that their first tokens do not wait for the others
-)
-CALM_ROUNDS = 64  # rounds without a shortage after which a batch that was narrowed takes twice as many rows
 
 
 def generate_rows(
@@ -93,36 +74,36 @@ class Batch:
         max_batch: int | WidthChooser = MAX_BATCH,
         arrivals: Callable[[], Sequence[Row]] = none_arrive,
     ):
-        self.pair, self.policy, self.guard, self.watch = pair, policy, guard, watch
-        self.histories, self.arrivals = histories, arrivals
+        self._policy, self._guard, self._histories, self._watch = policy, guard, histories, watch
         # Rows that run do not wait for the prefills of those that arrive.
-        self.is_live = arrivals is not none_arrive
-        self.waiting = deque(rows)
-        self.slots = Slots(pair, policy, histories)
-        self.sampler = sampler_class([row.request.sampling for row in rows])
-        self.chooser = max_batch if isinstance(max_batch, WidthChooser) else None
-        self.widest = max_batch.most if isinstance(max_batch, WidthChooser) else check_batch(max_batch)
-        self.width = self.widest  # that memory admits
-        self.calm = self.played = 0  # rounds since memory was short, and since the width was looked at
-        self.tokens = 0
-        self.was_noted = False
-        self.ready: tuple[list[Row], list[State]] = ([], [])  # rows that were prefilled meanwhile
-        self.starter = Starter(pair, guard, self.sampler, watch.on_progress, histories)
-
-    @property
-    def wanted(self) -> int:
-        """Rows that are to be decoded together now: as many as memory admits, and as pay."""
-        return self.width if self.chooser is None else min(self.width, self.chooser.width)
+        self._is_live = arrivals is not none_arrive
+        self._teller = Teller(pair, policy, watch)
+        self._width = Width(max_batch, watch.on_note)
+        self._slots = Slots(pair, policy, histories)
+        sampler = sampler_class([row.request.sampling for row in rows])
+        starter = Starter(pair, guard, sampler, watch.on_progress, histories)
+        self._queue = Queue(rows, self._slots, starter, self._width, self._teller, arrivals)
+        self._tokens = 0
 
     @property
     def running(self) -> list[Row]:
         """Rows that are decoded now."""
-        return [row for row in self.slots.rows if row.is_running]
+        return self._slots.running_rows
+
+    @property
+    def waiting(self) -> Sequence[Row]:
+        """Rows that are not prefilled yet."""
+        return self._queue.waiting
+
+    @property
+    def _meanwhile(self) -> Meanwhile | None:
+        """What is done while other rows are prefilled; not kept, or the batch would outlive its end."""
+        return self._play_meanwhile if self._is_live else None
 
     def run(self) -> None:
         """Until all rows have ended and none has arrived."""
-        self._look_for_arrivals()
-        while self.waiting or self.running or self.ready[0]:
+        self._queue.look_for_arrivals()
+        while self._queue or self.running:
             try:
                 self._fill()
                 relief = self._rounds()
@@ -130,228 +111,131 @@ class Batch:
                 self._give_up(refusal)
                 continue
             self._relieve(relief)
-            self._look_for_arrivals()
-        self.slots.hand_back()
-        self.slots.clear()
+            self._queue.look_for_arrivals()
+        self._slots.hand_back()
+        self._slots.clear()
 
     def abandon(self) -> list[Row]:
         """Let go of all that run, after `run` raised something -> the rows that were still to begin."""
-        self.slots.clear()
-        self.ready = ([], [])
-        self.starter.forget()
-        return list(self.waiting)
-
-    # Rows join
-
-    def _look_for_arrivals(self) -> None:
-        arrived = self.arrivals()
-        for row in [row for row in self.waiting if row.is_cancelled]:
-            self.waiting.remove(row)
-            self._stop([row], None, "cancelled")
-        if arrived:
-            self.waiting.extend(arrived)
-            every = (*self.running, *self.ready[0], *self.waiting)
-            self.sampler = sampler_class([row.request.sampling for row in every])
-
-    def _fill(self) -> None:
-        """Let rows that wait join: in the places of those that have ended, then behind them."""
-        self.slots.hand_back()
-        if not self.running:
-            self.slots.clear()
-            self.width = self.widest
-        (joining, states), self.ready = self.ready, ([], [])
-        if not joining:
-            joining, states = self._start(self.wanted - len(self.running))
-        self.slots.join(joining, states)
-        del states
-        if 0 < 2 * len(self.running) <= len(self.slots.rows):
-            self.slots.keep(self.slots.running)
-
-    def _start(self, room: int) -> tuple[list[Row], list[State]]:
-        """Prefill waiting rows while there is room, memory and time; MemoryRefusal if no row is left to run."""
-        began = time.perf_counter()
-        joining: list[Row] = []
-        states: list[State] = []
-        is_short = False
-        while self.waiting and len(states) < room and not is_short:
-            row = self.waiting[0]
-            try:
-                state = self._start_row(row, len(states))
-            except MemoryRefusal:
-                self.starter.forget()
-                if not states and not self.running:
-                    raise
-                is_short = True
-                break
-            self.waiting.popleft()
-            if state is None:
-                continue
-            states.append(state)
-            joining.append(row)
-            is_short = self.starter.is_short
-            if self.is_live and not is_short:
-                if time.perf_counter() - began > JOIN_AFTER_S:
-                    break
-                self._play_meanwhile()
-        if is_short and self.waiting:
-            self._narrow(len(self.running) + len(states))
-        self.starter.forget_unless(self.waiting[0] if self.waiting else None)
-        return joining, states
-
-    def _start_row(self, row: Row, others: int) -> State | None:
-        """Its state; None for a row with a listener that was cancelled or whose prefill failed: the others go on."""
-        try:
-            if row.is_cancelled:
-                raise RowCancelled
-            with out_of_memory_refused(self.starter.forget):
-                meanwhile = self._play_meanwhile if self.is_live else None
-                return self.starter.start(row, others, self.slots.place, meanwhile)
-        except RowCancelled:
-            self._stop([row], None, "cancelled")
-        except MtpError:
-            raise
-        except Exception as error:
-            if row.listener is None:
-                raise
-            row.fail(GenerationError(f"this reply could not begin ({error!r}); others are not affected"))
-            LOG.exception("a reply could not begin")
-        return None
+        self._slots.clear()
+        return self._queue.let_go()
 
     # Rounds
 
+    def _fill(self) -> None:
+        """Let rows that wait join: in the places of those that have ended, then behind them."""
+        self._slots.hand_back()
+        if not self.running:
+            self._slots.clear()
+            self._width.reset()
+        self._slots.join(*self._queue.take(self._meanwhile))
+        if 0 < 2 * len(self.running) <= len(self._slots.rows):
+            self._slots.keep(self._slots.running)
+
     def _rounds(self) -> Relief:
         """Rounds until rows can join or leave, or less memory has to be taken -> what the guard said."""
-        if not self.slots.rows:
+        if not self._slots.rows:
             return "none"
         try:
-            for step in self.slots.open(self.sampler, until_one_ends=bool(self.waiting)):
+            for step in self._slots.open(self._queue.sampler, until_one_ends=bool(self.waiting)):
                 is_seen = self._take(step)
-                self._look_for_arrivals()
-                self._look_at_width()
+                self._queue.look_for_arrivals()
                 running = len(self.running)
+                self._width.look(running + len(self.waiting))
                 if not running or not is_seen:
                     return "none"
-                if self.waiting and running < self.wanted:
-                    if self.is_live:
+                if self.waiting and running < self._width.wanted:
+                    if self._meanwhile is not None:
                         self._reopen_rounds()
-                        self.ready = self._start(self.wanted - running)
+                        self._queue.prepare(self._meanwhile)
                     return "none"
-                relief = self.guard.relief()
+                relief = self._guard.relief()
                 if relief != "none":
                     return relief
-                if self._may_widen() or (not self.waiting and 2 * running <= len(self.slots.rows)):
+                if self._width.widens(is_short_of_places=bool(self.waiting)):
+                    return "none"
+                if not self.waiting and 2 * running <= len(self._slots.rows):
                     return "none"
             return "none"
         finally:
-            self.slots.close()
+            self._slots.close()
 
-    def _reopen_rounds(self) -> None:
-        """Hand back what rows have left that have ended, so that others can begin with it, and go on without them."""
-        if self.slots.has_leavings:
-            self.slots.close()
-            self.slots.hand_back()
-        if self.running and not self.slots.is_open:
-            self.slots.open(self.sampler, until_one_ends=False)
+    def _take(self, step: Step) -> bool:
+        """Hand on what a round gave -> whether the rounds know of every row that has ended by it."""
+        is_seen = True
+        for i, row in enumerate(self._slots.rows):
+            if not row.is_running or row.reply is None:
+                continue
+            row.reply.row = i
+            chunk = row.reply.take(step, self._policy, is_cancelled=row.is_cancelled)
+            self._tokens += len(chunk.tokens)
+            self._teller.chunk(row, chunk)
+            is_seen = is_seen and (row.is_running or step.finish[i] is not None)
+        if self._watch.on_round is not None:
+            self._watch.on_round(self._tokens)
+        return is_seen
 
     def _play_meanwhile(self) -> None:
         """Rounds between two chunks of the prefill of a row that joins later, so that the others do not stand still."""
         until = time.perf_counter() + MEANWHILE_S
-        while self.running and self.slots.is_open:
-            step = self.slots.next()
+        while self.running and self._slots.is_open:
+            step = self._slots.next()
             if step is None:
-                self.slots.close()
+                self._slots.close()
             else:
                 self._take(step)
             self._reopen_rounds()
             if time.perf_counter() >= until:
                 return
 
-    def _take(self, step: Step) -> bool:
-        """Hand on what a round gave -> whether the rounds know of every row that has ended by it."""
-        is_seen = True
-        for i, row in enumerate(self.slots.rows):
-            if not row.is_running or row.reply is None:
-                continue
-            row.reply.row = i
-            chunk = row.reply.take(step, self.policy, is_cancelled=row.is_cancelled)
-            self.tokens += len(chunk.tokens)
-            self._end_with(row, chunk)
-            is_seen = is_seen and (row.is_running or step.finish[i] is not None)
-        if self.watch.on_round is not None:
-            self.watch.on_round(self.tokens)
-        return is_seen
+    def _reopen_rounds(self) -> None:
+        """Hand back what rows have left that have ended, so that others can begin with it, and go on without them."""
+        if self._slots.has_leavings:
+            self._slots.close()
+            self._slots.hand_back()
+        if self.running and not self._slots.is_open:
+            self._slots.open(self._queue.sampler, until_one_ends=False)
 
-    def _look_at_width(self) -> None:
-        self.played += 1
-        if self.chooser is not None and self.played >= LOOK_ROUNDS:
-            self.played = 0
-            self.chooser.look(len(self.running) + len(self.waiting))
-
-    def _may_widen(self) -> bool:
-        self.calm += 1
-        if self.width >= self.widest or not self.waiting or self.calm < CALM_ROUNDS:
-            return False
-        self.calm, self.width = 0, min(2 * self.width, self.widest)
-        return True
-
-    # Rows leave
+    # Memory is short
 
     def _relieve(self, relief: Relief) -> None:
         """Carry out what the guard said."""
         if relief == "stop":
-            self.histories.shrink()
-            self._stop([*self.running, *self.waiting], STOPPED)
-            self.waiting.clear()
-        elif relief == "shrink" and self.histories.shrink():
+            self._histories.shrink()
+            self._stop_all(STOPPED)
+        elif relief == "shrink" and self._histories.shrink():
             mx.clear_cache()
         elif relief == "shrink" and self.running:
-            places = self.slots.running
-            kept = places[: -(-len(places) // 2)]
-            aside = [self.slots.rows[i] for i in places[len(kept) :]]
-            self.slots.hand_back()
-            for row in aside:
-                self.slots.drop(row)
-            self.waiting.extendleft(reversed(aside))
-            self.starter.forget()
-            self._narrow(len(kept))
-            if len(kept) < len(self.slots.rows):
-                self.slots.keep(kept)
+            self._put_half_aside()
             mx.clear_cache()
 
-    def _narrow(self, width: int) -> None:
-        self.calm, self.width = 0, max(width, 1)
-        if self.watch.on_note is not None and not self.was_noted:
-            self.was_noted = True
-            most = (
-                f"the {self.widest} asked for" if self.chooser is None else f"{self.chooser.width} that pay"
-            )
-            self.watch.on_note(f"memory admits {self.width} rows at a time for now, of {most}; {REMEDY}")
+    def _put_half_aside(self) -> None:
+        """The later half of the rows waits again, with what it has written."""
+        places = self._slots.running
+        kept = places[: -(-len(places) // 2)]
+        aside = [self._slots.rows[i] for i in places[len(kept) :]]
+        self._slots.hand_back()
+        for row in aside:
+            self._slots.drop(row)
+        self._queue.put_back(aside)
+        self._width.narrow(len(kept))
+        if len(kept) < len(self._slots.rows):
+            self._slots.keep(kept)
 
     def _give_up(self, refusal: MemoryRefusal) -> None:
         """No row runs, and the next that waits does not fit."""
         note = f"{refusal}; what was written is kept"
-        first = self.waiting[0]
+        first = self._queue.waiting[0]
         if first.listener is not None and not first.written:
-            self.waiting.popleft().fail(refusal)
-        elif self.watch.on_done is not None or first.listener is not None:
-            self._stop([self.waiting.popleft()], note)
-        elif self.tokens:
-            self._stop(list(self.waiting), note)
-            self.waiting.clear()
+            self._queue.waiting.popleft().fail(refusal)
+        elif self._watch.on_done is not None or first.listener is not None:
+            self._teller.stop([self._queue.waiting.popleft()], note)
+        elif self._tokens:
+            self._stop_all(note)
         else:
             raise refusal
         mx.clear_cache()
 
-    def _stop(self, rows: list[Row], note: str | None, reason: str = "error") -> None:
-        for row in rows:
-            if row.reply is None:
-                row.reply = Reply(self.pair, row.request, 0, time.perf_counter())
-            self._end_with(row, row.reply.stop(self.policy, note, reason))
-
-    def _end_with(self, row: Row, chunk: Chunk) -> None:
-        """Add a chunk, which may be the row's last."""
-        row.take(chunk)
-        if self.watch.on_chunk is not None:
-            self.watch.on_chunk(row.index, chunk)
-        if row.result is not None and self.watch.on_done is not None:
-            self.watch.on_done(row.index, row.result)
+    def _stop_all(self, note: str) -> None:
+        self._teller.stop([*self.running, *self.waiting], note)
+        self._queue.waiting.clear()

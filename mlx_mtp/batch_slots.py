@@ -31,6 +31,11 @@ class Slots:
         return [i for i, row in enumerate(self.rows) if row.is_running]
 
     @property
+    def running_rows(self) -> list[Row]:
+        """Rows that have not ended, in the order of their places."""
+        return [row for row in self.rows if row.is_running]
+
+    @property
     def has_leavings(self) -> bool:
         """Whether rows have ended whose K/V was not handed back."""
         return any(row.lease is not None and not row.is_running for row in self.rows)

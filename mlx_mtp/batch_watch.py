@@ -1,22 +1,13 @@
-"""How wide a batch may be, and what its caller is told of it."""
+"""What is told of a batch: to its caller, and to whoever listens to one of its rows."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlx_mtp.errors import ParameterError
-from mlx_mtp.reply import Chunk, Generation
-from mlx_mtp.row_start import OnProgress
-
-MAX_BATCH = 64  # rows decoded together at most
-
-
-def check_batch(max_batch: object) -> int:
-    """`max_batch` if it is a width that can be asked for; ParameterError otherwise."""
-    if not isinstance(max_batch, int) or isinstance(max_batch, bool) or not 1 <= max_batch <= MAX_BATCH:
-        raise ParameterError(
-            f"a batch is 1 .. {MAX_BATCH} rows wide, got {max_batch!r}; 4 to 8 suit most machines"
-        )
-    return max_batch
+from mlx_mtp.pair import Pair
+from mlx_mtp.policy import Policy
+from mlx_mtp.reply import Chunk, Generation, Reply
+from mlx_mtp.row_start import OnProgress, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +27,25 @@ class Watch:
 
 
 SILENT = Watch()
+
+
+class Teller:
+    """Hands on what rows have written, and ends rows before their time."""
+
+    def __init__(self, pair: Pair, policy: Policy, watch: Watch):
+        self._pair, self._policy, self._watch = pair, policy, watch
+
+    def chunk(self, row: Row, chunk: Chunk) -> None:
+        """Add a chunk, which may be the row's last."""
+        row.take(chunk)
+        if self._watch.on_chunk is not None:
+            self._watch.on_chunk(row.index, chunk)
+        if row.result is not None and self._watch.on_done is not None:
+            self._watch.on_done(row.index, row.result)
+
+    def stop(self, rows: Sequence[Row], note: str | None, reason: str = "error") -> None:
+        """End rows with what they have written."""
+        for row in rows:
+            if row.reply is None:
+                row.reply = Reply(self._pair, row.request, 0, time.perf_counter())
+            self.chunk(row, row.reply.stop(self._policy, note, reason))

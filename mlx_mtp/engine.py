@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_mtp.batch import check_batch
+from mlx_mtp.batch_width import check_batch
 from mlx_mtp.conversation import Prompt
 from mlx_mtp.engine_chat import EngineConversation
-from mlx_mtp.engine_loop import Settings, Status, Worker
+from mlx_mtp.engine_inbox import Status
+from mlx_mtp.engine_loop import Settings, Worker
 from mlx_mtp.errors import EngineError, ParameterError
 from mlx_mtp.events import Event
 from mlx_mtp.handles import Handle, call_with_events
@@ -123,7 +124,7 @@ class Engine:
     @property
     def pair(self) -> Pair:
         """The loaded pair with the engine's own rounds; for a look, not to compute with on another thread."""
-        self._worker.check_open()
+        self._worker.inbox.check_open()
         pair = self._worker.pair
         if pair is None:
             raise EngineError("the model is still being loaded; call wait_ready() first")
@@ -132,15 +133,15 @@ class Engine:
     @property
     def status(self) -> EngineStatus:
         """A look without waiting; the thread of an engine that was forked has ended in the child."""
-        shared = self._worker.shared
-        status = shared.status
+        inbox = self._worker.inbox
+        status = inbox.status
         if status in ("loading", "ready") and not self._worker.is_alive:
             status = "failed"
-        return EngineStatus(status, shared.running, shared.waiting + len(shared.inbox), shared.cached_bytes)
+        return EngineStatus(status, inbox.load.running, inbox.waiting, inbox.load.cached_bytes)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Until the model is loaded. Raises why it could not be, or TimeoutError."""
-        self._worker.wait_ready(timeout)
+        self._worker.inbox.wait_ready(timeout)
 
     def close(self) -> None:
         """Cancel what runs, free the model and end the thread; may be called again, from any thread."""

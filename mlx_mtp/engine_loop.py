@@ -1,22 +1,22 @@
 """The thread on which an engine loads, computes and lets go; everything that MLX does for it happens here."""
 
-import copy
 import logging
 import threading
 import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import mlx.core as mx
 
 from mlx_mtp.admission import GIB
-from mlx_mtp.batch import Batch, Watch
+from mlx_mtp.batch import Batch
 from mlx_mtp.batch_choice import WidthChooser, make_chooser
-from mlx_mtp.conversation import Prompt, Request, make_request
-from mlx_mtp.errors import BusyError, EngineError, GenerationError, MtpError
+from mlx_mtp.batch_watch import Watch
+from mlx_mtp.conversation import Prompt
+from mlx_mtp.engine_inbox import Inbox, Load, Status
+from mlx_mtp.errors import EngineError, GenerationError, MtpError
 from mlx_mtp.limits import memory_limits
 from mlx_mtp.machine import footprint_bytes, this_machine
 from mlx_mtp.mailbox import Mailbox
@@ -35,8 +35,6 @@ PREFIX_SHARE, PREFIX_AT_MOST = 0.25, 8 * GIB  # of what is left of the budget on
 LOOK_EVERY_S = 5.0  # how often an engine that has nothing to do looks whether memory is short
 EXIT_WITHIN_S = 30.0  # for which the process's end waits: a round or a chunk of a prefill may be running
 
-Status = Literal["loading", "ready", "closed", "failed"]
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -49,50 +47,19 @@ class Settings:
     set_memory_limits: bool
 
 
-@dataclass(slots=True)
-class Job:
-    """One submitted request; `request` is checked at once, or once the model is there."""
-
-    mailbox: Mailbox
-    prompt: Prompt
-    options: dict[str, Any]
-    request: Request | None = None
-
-    def check(self, pair: Pair) -> Request:
-        """Raises PromptError or ParameterError."""
-        if self.request is None:
-            self.request = make_request(pair, self.prompt, **self.options)
-        return self.request
-
-
-@dataclass(slots=True)
-class Shared:
-    """What both sides see, under `changed`."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    status: Status = "loading"
-    error: BaseException | None = None  # why it failed
-    inbox: deque[Job] = field(default_factory=deque)
-    is_closing: bool = False
-    waiting: int = 0
-    running: int = 0
-    cached_bytes: int = 0
-
-
 class Worker:
     """An engine's thread and what is asked of it."""
 
     def __init__(
         self, source: Callable[[OnProgress], Pair], on_progress: OnProgress | None, settings: Settings
     ):
-        self.shared = Shared()
         self.pair: Pair | None = None
         self._source: Callable[[OnProgress], Pair] | None = source
         self._on_progress = on_progress or silent
         self._settings = settings
-        self._live: list[Job] = []  # taken from the inbox, and not over
         self._batch: Batch | None = None
         self._thread = threading.Thread(target=self._run, name="mlx-mtp engine", daemon=True)
+        self.inbox = Inbox(settings.max_queue, self._thread.is_alive)
         self._thread.start()
 
     # Any thread
@@ -104,49 +71,13 @@ class Worker:
 
     def submit(self, prompt: Prompt, options: dict[str, Any]) -> Mailbox:
         """Queue a request. Raises EngineError, BusyError, PromptError or ParameterError."""
-        self.check_open()
-        job = Job(Mailbox(lambda: self.is_alive), prompt, options)
-        if self.pair is not None:
-            job.check(self.pair)
-        else:
-            job.prompt = copy.deepcopy(prompt)
-        with self.shared.changed:
-            self.check_open()
-            most = self._settings.max_queue
-            if len(self.shared.inbox) + self.shared.waiting >= most:
-                raise BusyError(f"{most} requests wait already; try again later, or raise max_queue")
-            self.shared.inbox.append(job)
-            self.shared.changed.notify_all()
-        return job.mailbox
-
-    def check_open(self) -> None:
-        """Raise EngineError, or why loading failed, where no request can be taken."""
-        status, error = self.shared.status, self.shared.error
-        if status == "failed" and isinstance(error, MtpError):
-            raise error
-        if status == "failed":
-            raise EngineError(f"the engine's thread ended ({error!r}); make another engine") from error
-        if status == "closed" or self.shared.is_closing:
-            raise EngineError("the engine is closed; make another one")
-        if not self.is_alive:
-            raise EngineError("the engine does not run in this process; make one after a fork, not before")
-
-    def wait_ready(self, timeout: float | None) -> None:
-        """Until the model is loaded. Raises why it could not be, or TimeoutError."""
-        with self.shared.changed:
-            if not self.shared.changed.wait_for(lambda: self.shared.status != "loading", timeout):
-                raise TimeoutError(f"the model was not loaded within {timeout:g} s; wait longer")
-        self.check_open()
+        return self.inbox.submit(prompt, options, self.pair)
 
     def stop(self, timeout: float | None = EXIT_WITHIN_S) -> None:
         """Cancel everything and wait for the thread, unless this is it."""
         if not self.is_alive:  # after a fork the lock may be held by nobody
             return
-        with self.shared.changed:
-            self.shared.is_closing = True
-            self.shared.changed.notify_all()
-        for job in list(self._live):
-            job.mailbox.cancel()
+        self.inbox.close()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
@@ -161,7 +92,7 @@ class Worker:
                 self._serve()
             status = "closed"
         except MtpError as failure:
-            status, error = "closed" if self.shared.is_closing else "failed", failure
+            status, error = "closed" if self.inbox.is_closing else "failed", failure
         except BaseException as failure:
             error = failure
             LOG.exception("the engine's thread ended")
@@ -180,13 +111,11 @@ class Worker:
         rounds = Rounds(pair.target, pair.drafter, compiled=pair.rounds.compiled, times=times)
         rounds.exactness, rounds.tax = pair.rounds.exactness, pair.rounds.tax
         self.pair = replace(pair, rounds=rounds)
-        with self.shared.changed:
-            self.shared.status = "ready"
-            self.shared.changed.notify_all()
+        self.inbox.set_ready()
 
     def _report(self, progress: Progress) -> None:
         """Also where a load is given up, because the engine was closed meanwhile."""
-        if self.shared.is_closing:
+        if self.inbox.is_closing:
             raise EngineError("the engine was closed while its model was loaded; make another one")
         self._on_progress(progress)
 
@@ -206,17 +135,16 @@ class Worker:
 
     def _wait_for_jobs(self, guard: Guard, cache: PrefixCache) -> bool:
         """Until there is a request; False if the engine is to close. Prefixes are let go of where memory gets short."""
-        with self.shared.changed:
-            while not self.shared.inbox and not self.shared.is_closing:
-                self.shared.changed.wait(LOOK_EVERY_S if len(cache) else None)
+        with self.inbox.changed:
+            while not self.inbox.has_news:
+                self.inbox.changed.wait(LOOK_EVERY_S if len(cache) else None)
                 if guard.relief() != "none" and cache.shrink():
                     mx.clear_cache()
                     self._count(cache)
-            return not self.shared.is_closing
+            return not self.inbox.is_closing
 
     def _run_batch(self, pair: Pair, rows: Sequence[Row], guard: Guard, cache: PrefixCache) -> list[Row]:
         """Decode until nothing is left to do -> rows that had not begun when something went wrong for the others."""
-
         policy = SharedPolicy(pair, self._asked)
         watch = Watch(on_progress=lambda done, total: policy.forget_time())
         batch = self._batch = Batch(
@@ -247,9 +175,7 @@ class Worker:
         """End what ran with an error -> the rows that were still to begin; nothing that was computed is trusted."""
         cache.clear()
         left = batch.abandon()
-        for job in self._live:
-            if all(row.listener is not job.mailbox for row in left):
-                job.mailbox.failed(error)
+        self.inbox.fail_live(error, but=[row.listener for row in left])
         return left
 
     def _width(self, pair: Pair) -> int | WidthChooser:
@@ -263,32 +189,20 @@ class Worker:
         return [] if batch is None else [row.request.num_draft_tokens for row in batch.running]
 
     def _arrivals(self) -> Sequence[Row]:
-        """Requests that have come since the last look; where the engine is to close, all end."""
+        """Rows of the requests that have come since the last look."""
         pair, batch = self.pair, self._batch
         assert pair is not None and batch is not None, "asked by the batch that runs"
-        self.shared.running, self.shared.waiting = len(batch.running), len(batch.waiting)
-        self._live = [job for job in self._live if not job.mailbox.is_over]
-        if self.shared.is_closing:
-            for job in self._live:
-                job.mailbox.cancel()
-            return ()
-        if not self.shared.inbox:
-            return ()
-        with self.shared.changed:
-            jobs = list(self.shared.inbox)
-            self.shared.inbox.clear()
+        self.inbox.load.running, self.inbox.load.waiting = len(batch.running), len(batch.waiting)
         rows = []
-        for job in jobs:
+        for job in self.inbox.take():
             try:
                 rows.append(Row(0, job.check(pair), job.mailbox))
             except MtpError as error:
                 job.mailbox.failed(error)
-        self._live += jobs
         return rows
 
     def _count(self, cache: PrefixCache) -> None:
-        self.shared.running = self.shared.waiting = 0
-        self.shared.cached_bytes = cache.nbytes
+        self.inbox.load = Load(cached_bytes=cache.nbytes)
 
     def _let_go(self, status: Status, error: BaseException | None) -> None:
         """Free what MLX holds, and leave nobody waiting."""
@@ -301,14 +215,4 @@ class Worker:
             mx.clear_streams()
             mx.clear_cache()
         finally:
-            with self.shared.changed:
-                self.shared.status, self.shared.error = status, error
-                left = [*self._live, *self.shared.inbox]
-                self.shared.inbox.clear()
-                self.shared.changed.notify_all()
-            for job in left:
-                job.mailbox.failed(
-                    EngineError("the engine was closed before this reply began; make another one")
-                    if status == "closed"
-                    else EngineError(f"the engine's thread ended ({error!r}); make another engine")
-                )
+            self.inbox.end(status, error)

@@ -1,5 +1,6 @@
 """`mlx-mtp batch`: a file of prompts, answered together, one line out for each line in."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,8 @@ import typer
 from mlx_mtp.cli import options
 from mlx_mtp.cli.batch_progress import BatchProgress
 from mlx_mtp.cli.first_choice import choose_model
-from mlx_mtp.cli.opening import opened, opening
+from mlx_mtp.cli.opening import Opening, opened, opening
+from mlx_mtp.cli.option_groups import takes
 from mlx_mtp.cli.terminal import say
 from mlx_mtp.errors import MtpError, ParameterError, PromptError
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 REPLY_TOKENS = 1024
 
 
+@takes(wanted=opening, reply=partial(options.reply_options, max_tokens=REPLY_TOKENS))
 def batch(
+    *,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -40,12 +44,7 @@ def batch(
             help="Where answers go, each as it ends; lines answered there are skipped.",
         ),
     ],
-    drafter: options.Drafter = "auto",
-    quantize: options.Quantize = None,
-    drafter_bits: options.DrafterBits = "auto",
-    revision: options.Revision = None,
-    context: options.Context = None,
-    yes: options.Yes = False,
+    wanted: Opening,
     width: Annotated[
         str,
         typer.Option(
@@ -60,18 +59,7 @@ def batch(
             help="Of --width auto: most tokens a second, or each line nearly as fast as alone.",
         ),
     ] = "throughput",
-    mtp: options.Mtp = "auto",
-    max_tokens: options.MaxTokens = REPLY_TOKENS,
-    seed: options.Seed = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.Repetition = None,
-    presence_penalty: options.Presence = None,
-    frequency_penalty: options.Frequency = None,
-    stop: options.Stop = None,
-    thinking: options.Thinking = None,
+    reply: options.ReplyOptions,
     text: Annotated[
         bool, typer.Option("--text", help="Continue each prompt as it is, without the chat template.")
     ] = False,
@@ -80,22 +68,8 @@ def batch(
     from mlx_mtp.batch_choice import check_goal
     from mlx_mtp.prompt_lines import Answers, read_lines
 
-    reply = options.reply_options(
-        mtp=mtp,
-        max_tokens=max_tokens,
-        stop=stop,
-        thinking=thinking,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-    )
     most = parse_width(width)
-    wanted = check_goal(goal)
+    aim = check_goal(goal)
     if len(words) > 2:
         raise ParameterError(
             f"a model and a file of prompts are wanted, got {len(words)} words; write MODEL PROMPTS"
@@ -106,15 +80,7 @@ def batch(
         raise PromptError(f'{prompts} holds no line; write {{"prompt": "..."}}, one a line')
     if output.exists() and output.samefile(prompts):
         raise PromptError(f"{output} is the file of prompts itself; give another file to write to")
-    asked = opening(
-        model,
-        drafter=drafter,
-        quantize=quantize,
-        drafter_bits=drafter_bits,
-        revision=revision,
-        context=context,
-        yes=yes,
-    )
+    asked = wanted.of(model)
     if not model:
         asked = choose_model(asked)
     answers = Answers(output)
@@ -124,14 +90,14 @@ def batch(
             say(f"({len(lines) - len(left)} of {len(lines)} lines were answered already)")
         if left:
             with opened(asked) as pair:
-                _answer(pair, left, answers, reply, most, wanted, as_text=text)
+                _answer(pair, left, answers, reply, most, aim, as_text=text)
     finally:
         answers.close()
 
 
 def parse_width(text: str) -> int | None:
     """`auto` (None) or a number of lines; ParameterError where it is neither."""
-    from mlx_mtp.batch import check_batch
+    from mlx_mtp.batch_width import check_batch
 
     word = text.strip().lower()
     return None if word == "auto" else check_batch(int(word) if word.lstrip("-").isdecimal() else word)
@@ -147,8 +113,9 @@ def _answer(
     *,
     as_text: bool,
 ) -> None:
-    from mlx_mtp.batch import Watch, generate_rows
+    from mlx_mtp.batch import generate_rows
     from mlx_mtp.batch_choice import make_chooser
+    from mlx_mtp.batch_watch import Watch
     from mlx_mtp.policy import make_policy
     from mlx_mtp.pressure import Guard
     from mlx_mtp.prompt_lines import answer_line, error_line

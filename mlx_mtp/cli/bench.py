@@ -165,8 +165,7 @@ def _measure(model: str, chosen: dict[str, Any], opening: dict[str, Any]) -> "Do
         settings = replace(settings, contexts=CONTEXTS, batches=WIDTHS)
     settings = replace(settings, arms=default_arms(settings, opening["drafter"]))
     settings = _changed(settings, chosen)
-    asked = opening_of(model, context=None, **opening)
-    return measure(asked, settings, must_have_peer=chosen["--arms"] is not None)
+    return measure(opening_of(**opening).of(model), settings, must_have_peer=chosen["--arms"] is not None)
 
 
 def _changed(settings: "Settings", chosen: dict[str, Any]) -> "Settings":

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from mlx_mtp.cli.json_turns import JsonTurns
 from mlx_mtp.cli.kernel_tests import KernelTests
 from mlx_mtp.cli.line_editor import ReadLine, line_reader
 from mlx_mtp.cli.opening import Opening, opened, opening
+from mlx_mtp.cli.option_groups import takes
 from mlx_mtp.cli.session import Session
 from mlx_mtp.cli.stdin_text import argument_text, piped_text
 from mlx_mtp.cli.talk import Talk
@@ -27,7 +29,9 @@ from mlx_mtp.errors import MtpError, ParameterError
 REPLY_TOKENS = 4096
 
 
+@takes(wanted=opening, reply=partial(options.reply_options, max_tokens=REPLY_TOKENS))
 def chat(
+    *,
     model: Annotated[
         str,
         typer.Argument(
@@ -38,25 +42,9 @@ def chat(
     prompt: Annotated[
         str, typer.Argument(metavar="[PROMPT]", help="The first message; with piped text: the only one.")
     ] = "",
-    drafter: options.Drafter = "auto",
-    quantize: options.Quantize = None,
-    drafter_bits: options.DrafterBits = "auto",
-    revision: options.Revision = None,
-    context: options.Context = None,
-    yes: options.Yes = False,
-    mtp: options.Mtp = "auto",
-    max_tokens: options.MaxTokens = REPLY_TOKENS,
-    seed: options.Seed = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.Repetition = None,
-    presence_penalty: options.Presence = None,
-    frequency_penalty: options.Frequency = None,
-    stop: options.Stop = None,
+    wanted: Opening,
+    reply: options.ReplyOptions,
     system: options.System = None,
-    thinking: options.Thinking = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Show answers as they are, not as Markdown.")
     ] = False,
@@ -75,29 +63,7 @@ def chat(
     """Chat: Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands."""
     if as_json and as_jsonl:
         raise ParameterError("--json gives one object, --jsonl one for each turn; choose one of them")
-    reply = options.reply_options(
-        mtp=mtp,
-        max_tokens=max_tokens,
-        stop=stop,
-        thinking=thinking,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-    )
-    asked = opening(
-        model,
-        drafter=drafter,
-        quantize=quantize,
-        drafter_bits=drafter_bits,
-        revision=revision,
-        context=context,
-        yes=yes,
-    )
+    asked = wanted.of(model)
     turns = JsonTurns(at_once=as_jsonl) if as_json or as_jsonl else None
     first = _first_message(prompt)
     talk = Talk(asked.model, reply, "plain" if plain or turns is not None else usual_view())

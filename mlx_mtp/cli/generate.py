@@ -2,13 +2,15 @@
 
 import json
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import mlx_mtp
 from mlx_mtp.cli import options
-from mlx_mtp.cli.opening import opened, opening
+from mlx_mtp.cli.opening import Opening, opened, opening
+from mlx_mtp.cli.option_groups import takes
 from mlx_mtp.cli.patience import Patience
 from mlx_mtp.cli.several import write_answers
 from mlx_mtp.cli.status import figures, status_line
@@ -23,28 +25,14 @@ if TYPE_CHECKING:
 REPLY_TOKENS = 1024
 
 
+@takes(wanted=opening, reply=partial(options.reply_options, max_tokens=REPLY_TOKENS))
 def generate(
+    *,
     model: options.Model,
     prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="Text piped in is put after it.")] = "",
-    drafter: options.Drafter = "auto",
-    quantize: options.Quantize = None,
-    drafter_bits: options.DrafterBits = "auto",
-    revision: options.Revision = None,
-    context: options.Context = None,
-    yes: options.Yes = False,
-    mtp: options.Mtp = "auto",
-    max_tokens: options.MaxTokens = REPLY_TOKENS,
-    seed: options.Seed = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.Repetition = None,
-    presence_penalty: options.Presence = None,
-    frequency_penalty: options.Frequency = None,
-    stop: options.Stop = None,
+    wanted: Opening,
+    reply: options.ReplyOptions,
     system: options.System = None,
-    thinking: options.Thinking = None,
     n: Annotated[int, typer.Option("-n", metavar="N", help="Answers; each has the next seed.")] = 1,
     text: Annotated[
         bool, typer.Option("--text", help="Continue the prompt as it is, without the chat template.")
@@ -56,37 +44,14 @@ def generate(
     """Answer one prompt. `cat file | mlx-mtp generate MODEL "question"` asks about the file."""
     from mlx_mtp.api import check_answers
 
-    reply = options.reply_options(
-        mtp=mtp,
-        max_tokens=max_tokens,
-        stop=stop,
-        thinking=thinking,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-    )
     check_answers(n)
     asked = "\n\n".join(part for part in (argument_text(prompt), piped_text()) if part)
     if not asked:
         raise PromptError('the prompt is empty; give one: mlx-mtp generate MODEL "question"')
-    if text and (system is not None or thinking is not None):
+    if text and (system is not None or reply.thinking is not None):
         raise PromptError("--system and --thinking belong to the chat template; leave out --text")
-    wanted = opening(
-        model,
-        drafter=drafter,
-        quantize=quantize,
-        drafter_bits=drafter_bits,
-        revision=revision,
-        context=context,
-        yes=yes,
-    )
     prepared = asked if text else _messages(asked, system)
-    with opened(wanted) as pair:
+    with opened(wanted.of(model)) as pair:
         if n > 1:
             _print_several(pair, prepared, n, reply.request(pair), as_json=as_json)
         elif as_json:

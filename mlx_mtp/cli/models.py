@@ -58,16 +58,8 @@ def pull(
     yes: options.Yes = False,
 ) -> None:
     """Download a model and its drafter; prints the target's folder. Goes on where an earlier download stopped."""
-    asked = opening(
-        model,
-        drafter=drafter,
-        quantize=quantize,
-        drafter_bits="auto",
-        revision=revision,
-        context=context,
-        yes=yes,
-    )
-    write_answer(f"{_pulled(asked)}\n")
+    wanted = opening(drafter=drafter, quantize=quantize, revision=revision, context=context, yes=yes)
+    write_answer(f"{_pulled(wanted.of(model))}\n")
 
 
 @app.command("rm")

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import mlx_mtp
+from mlx_mtp.cli import options
 from mlx_mtp.cli.progress_line import ProgressLine
 from mlx_mtp.cli.terminal import say
 from mlx_mtp.errors import ParameterError
@@ -39,6 +40,10 @@ class Opening:
         """As `load` takes it."""
         return None if self.drafter == "none" else self.drafter
 
+    def of(self, model: str) -> "Opening":
+        """The same for another model."""
+        return replace(self, model=model)
+
     @property
     def is_plain(self) -> bool:
         """Whether the name alone opens the same again."""
@@ -46,16 +51,15 @@ class Opening:
 
 
 def opening(
-    model: str,
     *,
-    drafter: str,
-    quantize: int | None,
-    drafter_bits: str,
-    revision: str | None,
-    context: int | None,
-    yes: bool,
+    drafter: options.Drafter = "auto",
+    quantize: options.Quantize = None,
+    drafter_bits: options.DrafterBits = "auto",
+    revision: options.Revision = None,
+    context: options.Context = None,
+    yes: options.Yes = False,
 ) -> Opening:
-    """Options as they were typed -> an Opening, refused before anything is looked up or downloaded."""
+    """Options as they were typed, without a model yet; refused before anything is looked up or downloaded."""
     if quantize not in (None, 4, 8):
         raise ParameterError(f"--quantize takes 4 or 8 bits, got {quantize}; leave it out to keep the file's")
     if drafter_bits not in ("auto", "4", "8", "16"):
@@ -65,7 +69,7 @@ def opening(
     bits: Literal["auto"] | int | None = "auto"
     if drafter_bits != "auto":
         bits = None if drafter_bits == "16" else int(drafter_bits)
-    return Opening(model, drafter, quantize, bits, revision, context, yes)
+    return Opening("", drafter, quantize, bits, revision, context, yes)
 
 
 @contextmanager

@@ -87,11 +87,18 @@ class ReplyOptions:
 
 def reply_options(
     *,
-    mtp: str,
-    max_tokens: int,
-    stop: list[str] | None,
-    thinking: bool | None,
-    **sampling: float | int | None,
+    mtp: Mtp = "auto",
+    max_tokens: MaxTokens,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Repetition = None,
+    presence_penalty: Presence = None,
+    frequency_penalty: Frequency = None,
+    stop: Stop = None,
+    thinking: Thinking = None,
 ) -> ReplyOptions:
     """Options as they were typed, refused before a model is opened where that needs no model."""
     from mlx_mtp.policy import make_policy
@@ -100,6 +107,16 @@ def reply_options(
 
     num_draft_tokens = parse_mtp(mtp)
     make_policy(num_draft_tokens, has_drafter=True)
+    sampling = {
+        "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+    }
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     Sampling(**given)
     return ReplyOptions(max_tokens, num_draft_tokens, check_stops(stop), thinking, given)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlx_mtp.cli import options
-from mlx_mtp.cli.opening import opened, opening
+from mlx_mtp.cli.opening import Opening, opened, opening
+from mlx_mtp.cli.option_groups import takes
 from mlx_mtp.cli.terminal import is_smart, say, write_answer, write_aside
 from mlx_mtp.errors import PairError, ParameterError
 
@@ -19,14 +20,11 @@ if TYPE_CHECKING:
 DRAFTS: tuple[int | Literal["auto"], ...] = (1, 4, "auto")
 
 
+@takes(wanted=opening)
 def prove(
+    *,
     model: options.Model,
-    drafter: options.Drafter = "auto",
-    quantize: options.Quantize = None,
-    drafter_bits: options.DrafterBits = "auto",
-    revision: options.Revision = None,
-    context: options.Context = None,
-    yes: options.Yes = False,
+    wanted: Opening,
     prompts: Annotated[int, typer.Option("--prompts", help="How many of the built-in prompts.")] = 20,
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens of each reply.")] = 512,
     against: Annotated[
@@ -38,16 +36,7 @@ def prove(
     """Compare MTP on with MTP off. Exits with 1 where they differ by more than rounding can explain."""
     if against not in (None, "mlx-lm"):
         raise ParameterError(f"--against knows mlx-lm, got {against!r}; write --against mlx-lm")
-    asked = opening(
-        model,
-        drafter=drafter,
-        quantize=quantize,
-        drafter_bits=drafter_bits,
-        revision=revision,
-        context=context,
-        yes=yes,
-    )
-    with opened(asked) as pair:
+    with opened(wanted.of(model)) as pair:
         if pair.drafter is None:
             raise PairError("there is no drafter, so nothing to prove; give one with --drafter PATH")
         report = _run(pair, prompts, tokens, against)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_mtp.cli import options
-from mlx_mtp.cli.opening import DEMO, opened, opening
+from mlx_mtp.cli.opening import DEMO, Opening, opened, opening
+from mlx_mtp.cli.option_groups import takes
 from mlx_mtp.cli.stdin_text import argument_text
 from mlx_mtp.cli.terminal import is_smart, say, write_answer
 from mlx_mtp.errors import PairError, ParameterError
@@ -27,15 +28,12 @@ CAST_COLUMNS, CAST_LINES = 120, 32
 RECORDED = "recorded one after the other and replayed in step"
 
 
+@takes(wanted=opening)
 def race(
+    *,
     model: Annotated[str, typer.Argument(metavar="[MODEL]", help=options.MODEL_HELP)] = DEMO,
     prompt: Annotated[str, typer.Option("--prompt", help="What both are asked.")] = PROMPT,
-    drafter: options.Drafter = "auto",
-    quantize: options.Quantize = None,
-    drafter_bits: options.DrafterBits = "auto",
-    revision: options.Revision = None,
-    context: options.Context = None,
-    yes: options.Yes = False,
+    wanted: Opening,
     mtp: Annotated[
         str, typer.Option("--mtp", metavar="auto|N", help="Draft tokens a round of the arm with MTP.")
     ] = "auto",
@@ -53,23 +51,12 @@ def race(
     """Race plain decoding against MTP: same prompt, same seed. Exits with 1 where the texts differ."""
     from mlx_mtp.api import check_answers
 
-    reply = options.reply_options(
-        mtp=mtp, max_tokens=max_tokens, stop=None, thinking=None, seed=seed, temperature=temperature
-    )
+    reply = options.reply_options(mtp=mtp, max_tokens=max_tokens, seed=seed, temperature=temperature)
     if reply.num_draft_tokens == 0:
         raise ParameterError("a race without drafts has one arm; leave --mtp out, or give a number from 1 on")
     check_answers(n)
-    asked = opening(
-        model,
-        drafter=drafter,
-        quantize=quantize,
-        drafter_bits=drafter_bits,
-        revision=revision,
-        context=context,
-        yes=yes,
-    )
     messages = [{"role": "user", "content": argument_text(prompt)}]
-    with opened(asked) as pair:
+    with opened(wanted.of(model)) as pair:
         if pair.drafter is None:
             raise PairError("there is no drafter to race with; give one with --drafter PATH")
         arms = _record_both(pair, messages, n, reply.request(pair))

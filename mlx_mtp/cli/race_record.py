@@ -81,7 +81,7 @@ def _play(
     on_chunk: Callable[[float, int, "Chunk"], None],
 ) -> Sequence[Any]:
     from mlx_mtp.answers import answers_in
-    from mlx_mtp.batch import Watch
+    from mlx_mtp.batch_watch import Watch
     from mlx_mtp.conversation import Conversation
 
     def on_row(row: int, chunk: "Chunk") -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from mlx_mtp.cli import options
-from mlx_mtp.cli.opening import opening
+from mlx_mtp.cli.opening import Opening, opening
+from mlx_mtp.cli.option_groups import takes
 from mlx_mtp.cli.serving import Offer, check_installed, check_offer, run_server
 from mlx_mtp.errors import ParameterError
 
@@ -18,14 +19,11 @@ GRACE_S = 10.0
 LARGEST_KEY_FILE = 4096
 
 
+@takes(wanted=opening)
 def serve(
+    *,
     model: options.Model,
-    drafter: options.Drafter = "auto",
-    quantize: options.Quantize = None,
-    drafter_bits: options.DrafterBits = "auto",
-    revision: options.Revision = None,
-    context: options.Context = None,
-    yes: options.Yes = False,
+    wanted: Opening,
     host: Annotated[
         str, typer.Option("--host", help="The address to listen at; others than loopback need --key-file.")
     ] = "127.0.0.1",
@@ -75,15 +73,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve a model to programs that speak OpenAI's interface, at http://127.0.0.1:8383/v1."""
-    asked = opening(
-        model,
-        drafter=drafter,
-        quantize=quantize,
-        drafter_bits=drafter_bits,
-        revision=revision,
-        context=context,
-        yes=yes,
-    )
+    asked = wanted.of(model)
     check_installed()
     token = _new_token() if launch_token else None
     given = None if key_file is None else _key(key_file)

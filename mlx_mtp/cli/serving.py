@@ -55,7 +55,7 @@ def check_installed() -> None:
 
 def check_offer(offer: Offer) -> None:
     """Everything that can be refused before a model is looked at."""
-    from mlx_mtp.batch import check_batch
+    from mlx_mtp.batch_width import check_batch
     from mlx_mtp.policy import make_policy
     from mlx_mtp.server.guards import make_guard
 

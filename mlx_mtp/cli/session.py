@@ -117,7 +117,7 @@ class Session:
     def _several(self, answer: list[str]) -> None:
         """Write some answers when all have ended; the conversation goes on with the first."""
         from mlx_mtp.answers import answers_in
-        from mlx_mtp.batch import Watch
+        from mlx_mtp.batch_watch import Watch
 
         def on_round(tokens: int) -> None:
             self._stop_if_asked(tokens, tokens)

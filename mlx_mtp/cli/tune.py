@@ -52,15 +52,10 @@ def tune(
     """Time at most 20 rounds with 0 to 8 drafts, keep the times, and show where drafting breaks even."""
     _check_options(show, export, taken_from, experts, text)
     given = None if taken_from is None else read_given(taken_from, "--import")
-    asked = opening(
-        model,
-        drafter=drafter,
-        quantize=quantize,
-        drafter_bits=drafter_bits,
-        revision=revision,
-        context=None,
-        yes=yes,
+    wanted = opening(
+        drafter=drafter, quantize=quantize, drafter_bits=drafter_bits, revision=revision, yes=yes
     )
+    asked = wanted.of(model)
     if not model:
         asked = choose_model(asked)
     if experts:

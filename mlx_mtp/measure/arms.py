@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_mtp.batch import Watch as BatchWatch
 from mlx_mtp.batch import generate_rows
+from mlx_mtp.batch_watch import Watch as BatchWatch
 from mlx_mtp.conversation import Conversation, Request, make_request
 from mlx_mtp.errors import GenerationError
 from mlx_mtp.measure.clock import Played, Player, Prompt, Watch
