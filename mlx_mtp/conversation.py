@@ -11,12 +11,13 @@ import mlx.core as mx
 
 from mlx_mtp.decode import RowLimits, decode
 from mlx_mtp.errors import ContextError, MemoryRefusal, ParameterError
+from mlx_mtp.log_probs import check_log_probs
 from mlx_mtp.memory_parts import prefill_bytes
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy, make_policy
 from mlx_mtp.prefill import CHUNK, first_token
 from mlx_mtp.pressure import REMEDY, STOPPED, Guard, StoppedForMemory, out_of_memory_refused
-from mlx_mtp.prompt import prompt_ids
+from mlx_mtp.prompt import check_ids, prompt_ids
 from mlx_mtp.reply import Chunk, Generation, Reply, collect
 from mlx_mtp.sampling import Sampling, dense_bias, fold_seed, sampler_class, sampling_arrays
 from mlx_mtp.state import KeysValues, State, StateCell, no_drafts
@@ -38,6 +39,8 @@ class Request:
     num_draft_tokens: int | str = (
         "auto"  # looked at where requests that ask for different numbers share rounds
     )
+    log_probs: int | None = None  # alternatives with each token's; None: not wanted
+    begin_with: tuple[int, ...] = ()  # the last of `ids`, which are the reply's first
 
 
 def make_request(
@@ -50,19 +53,27 @@ def make_request(
     stop: str | Sequence[str] = (),
     tools: list[dict[str, Any]] | None = None,
     thinking: bool | None = None,
+    log_probs: int | None = None,
+    begin_with: Sequence[int] = (),
 ) -> Request:
-    """Check everything that can be checked before any work. Raises PromptError or ParameterError."""
+    """Check everything that can be checked before any work. Raises PromptError or ParameterError.
+
+    begin_with: ids that the reply is made to begin with: prefilled, not drawn, and part of its text.
+    """
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise ParameterError(
             f"max_tokens must be a whole number >= 1, got {max_tokens!r}; ask for at least one token"
         )
     make_policy(num_draft_tokens, has_drafter=pair.drafter is not None)  # refuses what is no number of drafts
     stops = check_stops(stop)
+    check_log_probs(log_probs)
     rendered = prompt_ids(pair.prompt_format, prompt, tools=tools, thinking=thinking)
-    room = pair.max_context - len(rendered.ids)
+    begun = check_ids(begin_with, pair.prompt_format.vocab_size) if begin_with else []
+    ids = rendered.ids + begun
+    room = pair.max_context - len(ids)
     if room < 1:
         raise ContextError(
-            f"the prompt has {len(rendered.ids)} tokens and the context holds {pair.max_context}, of which at least "
+            f"the prompt has {len(ids)} tokens and the context holds {pair.max_context}, of which at least "
             "one is for the reply; shorten the prompt"
         )
     sampling = sampling or pair.sampling
@@ -71,7 +82,14 @@ def make_request(
     if sampling.seed is None:
         sampling = replace(sampling, seed=secrets.randbits(32))
     return Request(
-        rendered.ids, rendered.boundaries, min(max_tokens, room), sampling, stops, num_draft_tokens
+        ids,
+        rendered.boundaries,
+        min(max_tokens, room),
+        sampling,
+        stops,
+        num_draft_tokens,
+        log_probs,
+        tuple(begun),
     )
 
 
@@ -154,6 +172,8 @@ class Conversation:
         stop: str | Sequence[str] = (),
         tools: list[dict[str, Any]] | None = None,
         thinking: bool | None = None,
+        log_probs: int | None = None,
+        begin_with: Sequence[int] = (),
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Generator[Chunk, None, None]:
         """Reply to `prompt`, which is the whole context each time; arguments are checked before this returns.
@@ -170,6 +190,8 @@ class Conversation:
             stop=stop,
             tools=tools,
             thinking=thinking,
+            log_probs=log_probs,
+            begin_with=begin_with,
         )
         return self._reply(request, self.policy(num_draft_tokens), on_progress)
 
@@ -217,10 +239,11 @@ class Conversation:
         cell = StateCell(state)
         del kv, hidden, state
         reply = Reply(self.pair, request, reused, started)
+        eos = frozenset(self.pair.prompt_format.eos_ids)
         steps = decode(
             self.pair.rounds,
             cell,
-            [RowLimits(request.max_tokens, frozenset(self.pair.prompt_format.eos_ids))],
+            [RowLimits(request.max_tokens, eos, log_probs=request.log_probs)],
             policy,
             sampler_class([request.sampling]),
         )

@@ -1,16 +1,18 @@
 """The loop, for plain and MTP decoding alike: build the next round while this one runs, read, dispatch, hand on."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
+from mlx_mtp.log_probs import LogProbRows, TokenLogProbs, log_prob_rows, read_log_probs
 from mlx_mtp.policy import Policy
 from mlx_mtp.round import Rounds
 from mlx_mtp.sampling import SamplerClass
 from mlx_mtp.state import State, StateCell, bucket_for, no_drafts
+from mlx_mtp.target import Target
 
 COUNT_EVERY = 8  # rounds with the same number of drafts in which the experts that were read are counted once
 
@@ -22,6 +24,7 @@ class RowLimits:
     max_tokens: int
     eos_ids: frozenset[int]
     is_new: bool = True  # its `last` is still to be handed on; False for a row that goes on
+    log_probs: int | None = None  # alternatives that are wanted with each token's log_prob; None: neither
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,9 @@ class Step:
     accepted: tuple[int, ...]  # drafts kept per row; -1 where the row took no part
     seconds: float | None  # since the previous round was read; None where a round was traced meanwhile
     distinct: float | None = None  # experts read in a layer, averaged; None where they were not counted
+    log_probs: Mapping[int, tuple[TokenLogProbs, ...]] | None = (
+        None  # by row that asks, of its tokens or more
+    )
 
 
 class Built(NamedTuple):
@@ -45,6 +51,7 @@ class Built(NamedTuple):
     verified: int
     new_shape: bool
     distinct: mx.array | None = None  # experts read in a layer, averaged []; None where they are not counted
+    log_probs: LogProbRows | None = None  # of the rows that ask for them
 
 
 def decode(
@@ -63,7 +70,7 @@ def decode(
     not ended can go on from it.
     """
     ledger = Ledger(cell.peek(), rows)
-    step = ledger.first_step(cell.peek())
+    step = ledger.first_step(cell.peek(), rounds.target)
     yield step
     state: State | None = None
     current: Built | None = None
@@ -131,18 +138,17 @@ def _build(
     in_flight = 0 if unread is None else unread.verified + 1
     bucket = bucket_for(ledger.longest + in_flight + plan.verify + 1)
     new_shape = rounds.is_new(state, k=plan.draft, bucket=bucket, sampler=sampler)
-    after, tokens, n, distinct = rounds.counted(state, k=plan.draft, bucket=bucket, sampler=sampler)
-    if not ledger.counts_experts(plan.verify):
-        distinct = None
-    return Built(after, tokens, n, plan.verify, new_shape, distinct)
+    played = rounds.played(state, k=plan.draft, bucket=bucket, sampler=sampler)
+    distinct = played.distinct if ledger.counts_experts(plan.verify) else None
+    log_probs = log_prob_rows(rounds.target, played.hidden, played.tokens, ledger.asked_log_probs)
+    return Built(played.state, played.tokens, played.n, plan.verify, new_shape, distinct, log_probs)
 
 
 def _dispatch(built: Built) -> None:
     """Two evaluations, so that the tokens can be read before the drafts are done."""
     state = built.state
-    evaluate_soon(
-        built.tokens, built.n, built.distinct, state.kv, state.length, state.last, state.hidden, state.counts
-    )
+    seen = (built.tokens, built.n, built.distinct, built.log_probs)
+    evaluate_soon(*seen, state.kv, state.length, state.last, state.hidden, state.counts)
     evaluate_soon(state.drafts)
 
 
@@ -186,8 +192,15 @@ class Ledger:
         several = (verified + 1) * len(self._rows) > 1
         return several and self._played.get(verified, 0) % COUNT_EVERY == 0
 
-    def first_step(self, state: State) -> Step:
+    @property
+    def asked_log_probs(self) -> list[int | None]:
+        """For each row how many alternatives it wants; None for no log_probs."""
+        return [None if ended else row.log_probs for row, ended in zip(self._rows, self._ended, strict=True)]
+
+    def first_step(self, state: State, target: Target) -> Step:
         """The tokens that prefill chose, at position `length` and without a K/V row yet; inactive rows have none."""
+        asked = [row.log_probs if row.is_new else None for row in self._rows]
+        found = log_prob_rows(target, state.hidden, state.last[:, None], asked)
         tokens: list[tuple[int, ...]] = []
         finish: list[str | None] = []
         for b, token in enumerate(ints(state.last)):
@@ -198,7 +211,8 @@ class Ledger:
             new = [] if self._ended[b] else [token]
             tokens.append(tuple(new))
             finish.append(self._end_of(b, new))
-        return Step(tuple(tokens), tuple(finish), 0, tuple(-1 for _ in tokens), None)
+        log_probs = None if found is None else read_log_probs(found, asked)
+        return Step(tuple(tokens), tuple(finish), 0, tuple(-1 for _ in tokens), None, log_probs=log_probs)
 
     def record(self, built: Built, *, traced_meanwhile: bool) -> Step:
         """Read a round (the only sync with the device) and commit what each row takes of it.
@@ -207,6 +221,8 @@ class Ledger:
         """
         chosen, accepted = cast(list[list[int]], built.tokens.tolist()), ints(built.n)
         distinct = None if built.distinct is None else cast(float, built.distinct.item())
+        asked = [row.log_probs for row in self._rows]
+        log_probs = None if built.log_probs is None else read_log_probs(built.log_probs, asked)
         now = time.perf_counter()
         self._played[built.verified] = self._played.get(built.verified, 0) + 1
         usual = self._comparable and not built.new_shape and not traced_meanwhile
@@ -226,7 +242,9 @@ class Ledger:
             self._lengths[b] += len(new)
             tokens.append(tuple(new))
             finish.append(reason)
-        return Step(tuple(tokens), tuple(finish), built.verified, tuple(accepted), seconds, distinct)
+        return Step(
+            tuple(tokens), tuple(finish), built.verified, tuple(accepted), seconds, distinct, log_probs
+        )
 
     def _end_of(self, b: int, new: list[int]) -> str | None:
         """Cut row b's new tokens at its end, if it has come; -> the finish reason."""

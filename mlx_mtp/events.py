@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mlx_mtp.log_probs import TokenLogProbs
 from mlx_mtp.progress import Progress
 from mlx_mtp.reply import Chunk, Generation, Origin
 from mlx_mtp.stream import Piece
@@ -33,12 +34,14 @@ class Token:
 
     origin: "prefill" (the first), "plain" (a round without drafts), "accepted" (a draft that was kept), "recovered"
     (the target's own where a draft was wrong) or "bonus" (the target's extra one after all drafts were right).
+    log_probs: where they were asked for.
     """
 
     index: int
     id: int
     origin: Origin
     pieces: tuple[Piece, ...]
+    log_probs: TokenLogProbs | None = None
 
     @property
     def text(self) -> str:
@@ -86,7 +89,7 @@ class EventMaker:
                 yield Drafted(self._rounds, played.drafted)
                 yield Accepted(self._rounds, played.accepted, played.drafted)
             for one in chunk.written[at : at + played.emitted]:
-                yield Token(self._tokens, one.id, one.origin, one.pieces)
+                yield Token(self._tokens, one.id, one.origin, one.pieces, one.log_probs)
                 self._tokens += 1
             at += played.emitted
         if chunk.stats.parked != self._is_parked:

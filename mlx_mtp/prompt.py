@@ -118,7 +118,7 @@ def prompt_ids(
             "a prompt is text, a list of token ids or a list of messages, "
             f"got {type(prompt).__name__}; give one of these"
         )
-    ids = _check_ids(prompt, format.vocab_size)
+    ids = check_ids(prompt, format.vocab_size)
     return RenderedPrompt(ids, model_turns(format.tokenizer, ids))
 
 
@@ -224,7 +224,8 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
-def _check_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
+def check_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
+    """-> the ids as plain integers. Raises PromptError for none at all, and for any outside the vocabulary."""
     checked = []
     for at, index in enumerate(ids):
         try:

@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 
 from mlx_mtp.decode import Step
+from mlx_mtp.log_probs import TokenLogProbs
 from mlx_mtp.pair import Pair
 from mlx_mtp.policy import Policy
 from mlx_mtp.stats import RowCount, Stats
-from mlx_mtp.stream import Piece, TextStream
+from mlx_mtp.stream import Channel, Piece, TextStream
 
 if TYPE_CHECKING:
     from mlx_mtp.conversation import Request
@@ -26,11 +27,16 @@ Origin = Literal["prefill", "plain", "accepted", "recovered", "bonus"]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One token of a reply and the text that it made certain: none while a character or stop string is incomplete."""
+    """One token of a reply and the text that it made certain: none while a character or stop string is incomplete.
+
+    channel: where its own text goes, None for a control token without any. log_probs: where they were asked for.
+    """
 
     id: int
     origin: Origin
     pieces: tuple[Piece, ...]
+    channel: Channel | None = None
+    log_probs: TokenLogProbs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A whole reply; `finish_reason` is "stop", "length", "cancelled" or "error"; `note` says what went wrong."""
+    """A whole reply; `finish_reason` is "stop", "length", "cancelled" or "error"; `note` says what went wrong.
+
+    log_probs: one for each of `tokens`, where they were asked for.
+    """
 
     text: str
     thought: str
@@ -88,6 +97,7 @@ class Generation:
     finish_reason: str
     stats: Stats
     note: str | None = None
+    log_probs: list[TokenLogProbs] | None = None
 
 
 class Reply:
@@ -101,6 +111,8 @@ class Reply:
         self._stream = TextStream(
             pair.prompt_format.tokenizer, stop=request.stop, eos_ids=pair.prompt_format.eos_ids
         )
+        # What the reply was made to begin with is its text too, told with the first token.
+        self._begun = self._stream.push(request.begin_with).pieces
         self._started, self._first_at = started, time.perf_counter()
 
     @property
@@ -115,20 +127,23 @@ class Reply:
     def take(self, step: Step, policy: Policy, *, is_cancelled: bool = False) -> Chunk:
         """This row's part of a step -> the chunk for it; a reply that is cancelled ends with what the step gave."""
         tokens, finish, accepted = step.tokens[self.row], step.finish[self.row], step.accepted[self.row]
+        log_probs = None if step.log_probs is None else step.log_probs.get(self.row)
         written: list[Written] = []
         for i, token in enumerate(tokens):
             if self.finish_reason is not None:
                 break
             origin = _origin(i, step.verified, accepted)
-            written.append(Written(token, origin, self._stream.push((token,)).pieces))
+            pieces, channel = self._stream.push((token,)).pieces, self._stream.token_channel
+            own = None if log_probs is None else log_probs[i]
+            written.append(Written(token, origin, self._take_begun() + pieces, channel, own))
         if finish is None and is_cancelled:
             finish = "cancelled"
-        tail: tuple[Piece, ...] = ()
+        tail: tuple[Piece, ...] = () if self.finish_reason is None else self._take_begun()
         if finish is not None and self.finish_reason is None:
-            tail = self._stream.finish(finish).pieces
+            tail = self._take_begun() + self._stream.finish(finish).pieces
         if tail and written:
             last = written.pop()
-            written.append(Written(last.id, last.origin, last.pieces + tail))
+            written.append(replace(last, pieces=last.pieces + tail))
             tail = ()
         self.tokens += tokens[: len(written)]
         self._count.add(step, self.row, len(written))
@@ -137,7 +152,11 @@ class Reply:
 
     def stop(self, policy: Policy, note: str | None, reason: str = "error") -> Chunk:
         """The last chunk of a reply that cannot go on, with the text that was held back."""
-        return self._chunk(policy, tail=self._stream.finish(reason).pieces, note=note)
+        return self._chunk(policy, tail=self._take_begun() + self._stream.finish(reason).pieces, note=note)
+
+    def _take_begun(self) -> tuple[Piece, ...]:
+        begun, self._begun = self._begun, ()
+        return begun
 
     def _chunk(
         self,
@@ -194,6 +213,7 @@ class Gathered:
 
     texts: dict[str, list[str]] = field(default_factory=lambda: {"text": [], "thought": [], "tool_call": []})
     tokens: list[int] = field(default_factory=list)
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
     last: Chunk | None = None
 
     def add(self, chunk: Chunk) -> None:
@@ -201,6 +221,7 @@ class Gathered:
         self.texts["thought"].append(chunk.thought)
         self.texts["tool_call"].append(chunk.tool_call)
         self.tokens += chunk.tokens
+        self.log_probs += (one.log_probs for one in chunk.written if one.log_probs is not None)
         self.last = chunk
 
     def generation(self) -> Generation:
@@ -212,6 +233,7 @@ class Gathered:
             finish_reason=self.last.finish_reason or "cancelled",
             stats=self.last.stats,
             note=self.last.note,
+            log_probs=list(self.log_probs) or None,
         )
 
 

@@ -1,7 +1,7 @@
 """One round as a pure function of device state: verify, accept, commit, draft; and its compile cache."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from mlx_mtp.exactness_tax import Tax
 
 
+class Played(NamedTuple):
+    """A round that is described; `hidden` and `distinct` cost nothing unless they are evaluated."""
+
+    state: State
+    tokens: mx.array  # [B, verified + 1]
+    n: mx.array  # [B]
+    hidden: mx.array  # [B, verified + 1, H] post-norm rows that the tokens were chosen from
+    distinct: mx.array | None  # experts read in a layer, averaged (float32 []); None without experts
+
+
 def play_round(
     target: Target,
     drafter: Drafter | None,
@@ -30,19 +40,25 @@ def play_round(
     bucket: int,
     sampler: SamplerClass,
     on_choice: OnChoice | None = None,
+    on_hidden: Callable[[mx.array], None] | None = None,
 ) -> tuple[State, mx.array, mx.array]:
     """Verify the pending drafts, accept, commit, draft k more -> state', tokens [B, k_pending+1], n [B].
 
-    Row b emits tokens[b, :n[b]+1]. Plain decoding is the same function without drafts. `on_choice`: see `verify`.
+    Row b emits tokens[b, :n[b]+1]. Plain decoding is the same function without drafts. `on_choice`: see `verify`;
+    `on_hidden` is shown the post-norm rows [B, k_pending+1, H] that the tokens are chosen from.
     """
-    tokens = mx.concatenate([state.last[:, None], state.drafts], axis=1)
+    tokens = state.last[:, None]
+    if state.drafts.shape[1] > 0:
+        tokens = mx.concatenate([tokens, state.drafts], axis=1)
     hidden, kv = verify(target, tokens, state.kv, state.length, bucket=bucket, on_choice=on_choice)
+    if on_hidden is not None:
+        on_hidden(hidden)
 
     chosen, valid = _choose(target, hidden, state, sampler)
     n = accept(state.drafts, chosen, valid, state.active)
 
     state = commit(state, kv, hidden, chosen, n, sampler)
-    if drafter is not None:
+    if drafter is not None and k > 0:
         state = state._replace(drafts=draft(target, drafter, state, sampler, k=k, bucket=bucket))
     return state, chosen, n
 
@@ -84,6 +100,8 @@ def _counts_by_row(state: State, sampler: SamplerClass) -> mx.array | None:
     """Token counts [B, k+1, 2, V] before each verified row's choice: the drafts up to it count as generated."""
     if not sampler.penalties or state.counts is None:
         return None
+    if state.drafts.shape[1] == 0:
+        return state.counts[:, None]
     in_prompt, generated = state.counts[:, None, 0], state.counts[:, None, 1]
     drafted = mx.cumsum(_one_hot(state.drafts, generated.shape[-1]), axis=1)
     generated = mx.concatenate([generated, generated + drafted], axis=1)
@@ -142,24 +160,19 @@ class Rounds:
         self, state: State, *, k: int, bucket: int, sampler: SamplerClass
     ) -> tuple[State, mx.array, mx.array]:
         """A round built lazily from `state`; nothing is evaluated."""
-        after, tokens, n, _ = self.counted(state, k=k, bucket=bucket, sampler=sampler)
-        return after, tokens, n
+        played = self.played(state, k=k, bucket=bucket, sampler=sampler)
+        return played.state, played.tokens, played.n
 
-    def counted(
-        self, state: State, *, k: int, bucket: int, sampler: SamplerClass
-    ) -> tuple[State, mx.array, mx.array, mx.array | None]:
-        """The same, and the distinct experts that it reads in a layer, averaged (float32 []); None without experts.
-
-        The count costs nothing unless it is evaluated.
-        """
+    def played(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> Played:
+        """The same, with what is seen of it beside."""
         key = (bucket, sampler)
         if key not in self._functions:
             self._functions[key] = self._make(bucket, sampler)
-        changed, tokens, n, distinct = self._functions[key](
+        changed, tokens, n, hidden, distinct = self._functions[key](
             _changing(state), state.seed, state.sampling, state.active
         )
         after = self.first_drafts(_with_changed(state, changed), k=k, bucket=bucket, sampler=sampler)
-        return after, tokens, n, distinct
+        return Played(after, tokens, n, hidden, distinct)
 
     def first_drafts(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> State:
         """A state without drafts, fresh from a prefill or a round, with its k pending ones, built lazily."""
@@ -187,11 +200,19 @@ class Rounds:
         def play(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> Any:
             state = _state_of(changing, seed, sampling, active)
             chosen: list[mx.array] = []
+            rows: list[mx.array] = []
             state, tokens, n = play_round(
-                target, drafter, state, k=0, bucket=bucket, sampler=sampler, on_choice=chosen.append
+                target,
+                drafter,
+                state,
+                k=0,
+                bucket=bucket,
+                sampler=sampler,
+                on_choice=chosen.append,
+                on_hidden=rows.append,
             )
             distinct = distinct_experts(chosen, target.text.num_experts) if chosen else None
-            return _changing(state), tokens, n, distinct
+            return _changing(state), tokens, n, rows[0], distinct
 
         return mx.compile(play) if self.compiled else play
 

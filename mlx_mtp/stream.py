@@ -114,6 +114,7 @@ class TextStream:
         self._in_name = False
         self._ready: list[Piece] = []
         self.finish_reason: str | None = None
+        self.token_channel: Channel | None = None  # of the token pushed last; None: one that gives no text
 
     def push(self, tokens: Sequence[int]) -> Pushed:
         """-> the text that `tokens` make certain. After the end nothing more is used."""
@@ -122,6 +123,7 @@ class TextStream:
             if self.finish_reason is not None:
                 break
             used += 1
+            self.token_channel = None
             if token in self._eos_ids:
                 self._end("stop")
             elif token in self._tokenizer.special_ids:
@@ -147,6 +149,7 @@ class TextStream:
             self._channel = self._opens[token]
             self._in_name = self._channel == "thought"
         if self._channel == "tool":
+            self.token_channel = "tool"
             self._put(self._tokenizer.token_text(token))
         if self._closes.get(token) == self._channel:
             self._channel = "answer"
@@ -154,6 +157,7 @@ class TextStream:
 
     def _add(self, text: str) -> None:
         """Text of ordinary tokens goes to the current channel, the answer's through the stop strings."""
+        self.token_channel = self._channel
         if self._in_name:
             _, newline, text = text.partition("\n")
             self._in_name = not newline

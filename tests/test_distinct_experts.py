@@ -57,21 +57,21 @@ def watched_counts(patch: pytest.MonkeyPatch) -> list[tuple[mx.array, list[mx.ar
     """-> for each round built from now on: its count, and what the router chose in each of its layers."""
     found: list[tuple[mx.array, list[mx.array]]] = []
     chosen: list[mx.array] = []
-    sound_route, sound_counted = mlx_mtp.layers.route, Rounds.counted
+    sound_route, sound_played = mlx_mtp.layers.route, Rounds.played
 
     def route(*words: Any) -> tuple[mx.array, mx.array]:
         ids, weights = sound_route(*words)
         chosen.append(ids)
         return ids, weights
 
-    def counted(rounds: Rounds, *words: Any, **how: Any) -> Any:
+    def played(rounds: Rounds, *words: Any, **how: Any) -> Any:
         chosen.clear()
-        built = sound_counted(rounds, *words, **how)
+        built = sound_played(rounds, *words, **how)
         found.append((built[-1], list(chosen)))
         return built
 
     patch.setattr(mlx_mtp.layers, "route", route)
-    patch.setattr(Rounds, "counted", counted)
+    patch.setattr(Rounds, "played", played)
     return found
 
 
@@ -204,16 +204,16 @@ def test_a_pair_on_our_kernels_counts_what_it_reads(metal: Runner) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         found: list[Any] = []
-        sound_counted = Rounds.counted
+        sound_played = Rounds.played
 
-        def counted(rounds: Rounds, *words: Any, **how: Any) -> Any:
+        def played(rounds: Rounds, *words: Any, **how: Any) -> Any:
             runs.clear()
-            built = sound_counted(rounds, *words, **how)
+            built = sound_played(rounds, *words, **how)
             found.append((built[-1], list(runs)))
             return built
 
         patch.setattr(kernel, "choose_experts", choose)
-        patch.setattr(Rounds, "counted", counted)
+        patch.setattr(Rounds, "played", played)
         generate(pair, PROMPTS[1][:8], max_tokens=6, num_draft_tokens=3)
     assert len(found) > 1
     for count, layers in found:

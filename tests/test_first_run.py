@@ -69,7 +69,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return wrapper
 
     monkeypatch.setattr(prefill_module, "_chunk", noted("prefill", prefill_module._chunk))
-    monkeypatch.setattr(Rounds, "counted", noted("round", Rounds.counted))
+    monkeypatch.setattr(Rounds, "played", noted("round", Rounds.played))
     monkeypatch.setattr(Rounds, "first_drafts", noted("drafts", Rounds.first_drafts))
     monkeypatch.setattr(mx, "compile", noted("compile", mx.compile))
     for module in (exactness, pair_module):
