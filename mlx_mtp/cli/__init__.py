@@ -1,7 +1,7 @@
 """The `mlx-mtp` command: one file a subcommand; the only code here that prints.
 
-Exit codes: 0 ok, 1 the answer is no (`prove`, `race`), 2 usage, 3 model or drafter, 4 memory,
-5 network, 130 interrupted.
+Exit codes: 0 ok, 1 the answer is no (`prove`, `race`, `bench --guarantee`), 2 usage, 3 model, drafter or
+machine, 4 memory, 5 network, 130 interrupted.
 """
 
 import sys
