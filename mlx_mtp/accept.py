@@ -9,6 +9,8 @@ def accept(drafts: mx.array, chosen: mx.array, valid: mx.array, active: mx.array
     n drafts agree with the target's choices before the first mismatch, and chosen[:, :n+1] is emitted. -1: nothing is
     emitted, because the row is inactive or a choice among those n + 1 had no finite logit.
     """
+    if drafts.shape[1] == 0:  # MLX divides by the length of what it scans
+        return mx.where(active & valid[:, 0], 0, -1)
     agreed = (drafts == chosen[:, :-1]).astype(mx.int32)
     n = mx.cumprod(agreed, axis=-1).sum(axis=-1).astype(mx.int32)
     emitted = mx.arange(chosen.shape[1], dtype=mx.int32) <= n[:, None]

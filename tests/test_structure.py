@@ -20,7 +20,7 @@ from mlx_mtp import generate_batch
 from mlx_mtp.conversation import Conversation, make_request, start_row
 from mlx_mtp.pair import Pair
 from mlx_mtp.round import play_round
-from mlx_mtp.sampling import Sampling, sampler_class
+from mlx_mtp.sampling import Sampling, sampler_class, sampling_arrays
 from mlx_mtp.state import State, bucket_for, capacity_for, kv_shapes
 from mlx_mtp.turns import History
 from pairs import VARIANTS, golden_pair
@@ -80,6 +80,33 @@ def test_a_round_takes_each_buffer_only_to_write_it(variant, pending, k):
     """Whatever reads, be it a layer, one that shares K/V, or the drafter, reads what the write gave."""
     for consumers in consumers_of_buffers(pair_of(variant), pending=pending, k=k):
         assert consumers == WRITTEN_ONLY
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, top_k=8, top_p=0.9, presence_penalty=0.5)])
+@pytest.mark.parametrize("pending, k", [(0, 0), (0, 2), (2, 0)])
+def test_no_operation_of_a_round_is_given_nothing(pending, k, sampling):
+    """MLX's GPU backends divide by the length of what they scan; a CPU does not show it."""
+    pair = pair_of("a4b")
+    sampler = sampler_class([sampling])
+    state = prefilled(pair, 256, pending)
+    vocab = pair.target.text.vocab_size
+    state = state._replace(
+        sampling=sampling_arrays(sampling, vocab),
+        counts=mx.zeros((1, 2, vocab), mx.int32) if sampler.penalties else None,
+    )
+    mx.eval(state)
+    graph: list[dict[str, Any]] = []
+
+    def play(length: mx.array) -> list[mx.array]:
+        after, tokens, n = play_round(
+            pair.target, pair.drafter, state._replace(length=length), k=k, bucket=256, sampler=sampler
+        )
+        return [after.drafts, after.hidden, after.length, after.last, tokens, n]
+
+    mx.export_function(graph.append, play, state.length)
+    operations = [entry for entry in graph if entry["type"] == "primitive"]
+    assert len(operations) > 200
+    assert [entry["name"] for entry in operations if any(0 in shape for _, shape, _ in entry["inputs"])] == []
 
 
 def test_readers_of_the_old_buffers_are_seen(monkeypatch):
