@@ -166,40 +166,23 @@ class Conversation:
         self,
         prompt: Prompt,
         *,
-        max_tokens: int = 256,
-        sampling: Sampling | None = None,
         num_draft_tokens: int | str = "auto",
-        stop: str | Sequence[str] = (),
-        tools: list[dict[str, Any]] | None = None,
-        thinking: bool | None = None,
-        log_probs: int | None = None,
-        begin_with: Sequence[int] = (),
         on_progress: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> Generator[Chunk, None, None]:
-        """Reply to `prompt`, which is the whole context each time; arguments are checked before this returns.
+        """Reply to `prompt`, which is the whole context each time; `options` as `make_request`, which checks them now.
 
         Closing the iterator cancels within one round and keeps the tokens yielded. `on_progress(done, total)` is told
         of prefilled tokens; if it raises, prefill stops there. A reply that stops for lack of memory keeps its text,
         and its last chunk has a `note`; MemoryRefusal is raised where there is no text yet, or where MLX ran out.
         """
-        request = make_request(
-            self.pair,
-            prompt,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=stop,
-            tools=tools,
-            thinking=thinking,
-            log_probs=log_probs,
-            begin_with=begin_with,
-        )
+        request = make_request(self.pair, prompt, **options)
         return self._reply(request, self.policy(num_draft_tokens), on_progress)
 
     def policy(self, num_draft_tokens: int | str) -> Policy:
         """What chooses the number of drafts for such requests: one for all of them, so that it keeps what it learnt."""
-        has_drafter, rounds = self.pair.drafter is not None, self.pair.rounds
         # Made first: it refuses what is no number of drafts, such as True, which a dictionary takes for 1.
-        new = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=rounds.fit, times=rounds.times)
+        new = self.pair.policy(num_draft_tokens)
         return self._policies.setdefault(num_draft_tokens, new)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
@@ -222,22 +205,7 @@ class Conversation:
         self, request: Request, policy: Policy, on_progress: Callable[[int, int], None] | None
     ) -> Generator[Chunk, None, None]:
         started = time.perf_counter()
-        kv, hidden, reused = self.history.extend(
-            request.ids,
-            room=request.max_tokens,
-            boundaries=request.boundaries,
-            chunk=self._chunk,
-            on_progress=self._watched(on_progress),
-            admit=partial(self._admit, len(request.ids)),
-        )
-        penalises = request.sampling.penalises
-        try:
-            state = start_row(self.pair, request, kv, hidden, with_bias=False, with_counts=penalises)
-        except BaseException:
-            self.history.keep(request.ids, kv)
-            raise
-        cell = StateCell(state)
-        del kv, hidden, state
+        cell, reused = self._begin(request, on_progress)
         reply = Reply(self.pair, request, reused, started)
         eos = frozenset(self.pair.prompt_format.eos_ids)
         steps = decode(
@@ -268,6 +236,26 @@ class Conversation:
                 mx.clear_cache()
             else:
                 self.history.keep([*request.ids, *reply.tokens], kv)
+
+    def _begin(
+        self, request: Request, on_progress: Callable[[int, int], None] | None
+    ) -> tuple[StateCell, int]:
+        """Prefill what is new of the prompt -> the state with the first token chosen, and how many were reused."""
+        kv, hidden, reused = self.history.extend(
+            request.ids,
+            room=request.max_tokens,
+            boundaries=request.boundaries,
+            chunk=self._chunk,
+            on_progress=self._watched(on_progress),
+            admit=partial(self._admit, len(request.ids)),
+        )
+        penalises = request.sampling.penalises
+        try:
+            state = start_row(self.pair, request, kv, hidden, with_bias=False, with_counts=penalises)
+        except BaseException:
+            self.history.keep(request.ids, kv)
+            raise
+        return StateCell(state), reused
 
     def _admit(self, prompt_tokens: int, new_bytes: int) -> None:
         """Refuse a prompt whose K/V and scratch do not fit; the conversation stays as it was."""
