@@ -216,7 +216,7 @@ class Batch:
         aside = [self._slots.rows[i] for i in places[len(kept) :]]
         self._slots.hand_back()
         for row in aside:
-            self._slots.drop(row)
+            row.drop_lease(self._histories)
         self._queue.put_back(aside)
         self._width.narrow(len(kept))
         if len(kept) < len(self._slots.rows):

@@ -85,7 +85,12 @@ class Slots:
         self._leave_out_ended()
         eos = frozenset(self._pair.prompt_format.eos_ids)
         limits = [
-            RowLimits(row.request.max_tokens - len(row.written), eos, is_new=not row.written)
+            RowLimits(
+                row.request.max_tokens - len(row.written),
+                eos,
+                is_new=row.is_running and not row.written,
+                log_probs=row.request.log_probs if row.is_running else None,
+            )
             for row in self.rows
         ]
         state = self._cell.peek()
@@ -137,7 +142,7 @@ class Slots:
             if row.lease is None:
                 continue
             if row.reply is None or row.reply.failed or not self._histories.keeps_replies:
-                self.drop(row)
+                row.drop_lease(self._histories)
                 continue
             lease, row.lease = row.lease, None
             tokens = [*row.request.ids, *row.written]
@@ -146,9 +151,3 @@ class Slots:
             else:
                 self._histories.ended(lease, tokens, self._cell.take().kv)
                 self.clear()
-
-    def drop(self, row: Row) -> None:
-        """Its K/V do not come back."""
-        if row.lease is not None:
-            self._histories.dropped(row.lease)
-            row.lease = None

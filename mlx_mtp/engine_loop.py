@@ -199,6 +199,10 @@ class Worker:
                 rows.append(Row(0, job.check(pair), job.mailbox))
             except MtpError as error:
                 job.mailbox.failed(error)
+            except Exception as error:
+                LOG.exception("a request could not be checked")
+                words = f"this request could not be checked ({error!r}); others are not affected"
+                job.mailbox.failed(GenerationError(words))
         return rows
 
     def _count(self, cache: PrefixCache) -> None:

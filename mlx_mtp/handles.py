@@ -130,10 +130,12 @@ class Handle:
         try:
             while not is_there():
                 self._mailbox.check_served()
+                # No `asyncio.wait_for`: before Python 3.12 it loses a cancel that comes with the wake-up.
+                timer = loop.call_later(LOOK_EVERY_S, woken.set)
                 try:
-                    await asyncio.wait_for(woken.wait(), LOOK_EVERY_S)
-                except asyncio.TimeoutError:
-                    continue
+                    await woken.wait()
+                finally:
+                    timer.cancel()
                 woken.clear()
         finally:
             self._mailbox.remove_waker(waker)

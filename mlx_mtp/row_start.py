@@ -86,6 +86,12 @@ class Row:
         if self.listener is not None:
             self.listener.chunk(chunk)
 
+    def drop_lease(self, histories: Histories) -> None:
+        """Its K/V do not come back."""
+        if self.lease is not None:
+            histories.dropped(self.lease)
+            self.lease = None
+
     def fail(self, error: MtpError) -> None:
         """End without a result, for whoever listens."""
         self.has_failed = True
@@ -157,15 +163,19 @@ class Starter:
                 mx.clear_cache()
         if row.reply is None:
             row.reply = Reply(self._pair, row.request, prefilled.reused, prefilled.began)
-        return start_row(
-            self._pair,
-            row.request,
-            prefilled.kv,
-            prefilled.hidden,
-            with_bias=self._sampler.bias,
-            with_counts=self._sampler.penalties or row.request.sampling.penalises,
-            written=row.written,
-        )
+        try:
+            return start_row(
+                self._pair,
+                row.request,
+                prefilled.kv,
+                prefilled.hidden,
+                with_bias=self._sampler.bias,
+                with_counts=self._sampler.penalties or row.request.sampling.penalises,
+                written=row.written,
+            )
+        except BaseException:
+            row.drop_lease(self._histories)
+            raise
 
     def _prefilled(
         self, row: Row, others: int, place: Place | None, meanwhile: Callable[[], None] | None
