@@ -6,7 +6,6 @@ from mlx_mtp.api import DEFAULT_BATCH, answers_to, check_answers
 from mlx_mtp.batch import generate_rows
 from mlx_mtp.batch_watch import SILENT, Watch
 from mlx_mtp.conversation import Conversation, Prompt, make_request
-from mlx_mtp.policy import make_policy
 from mlx_mtp.reply import Generation
 
 
@@ -29,12 +28,8 @@ def answers_in(
     pair = conversation.pair
     request = make_request(pair, prompt, **options)
     rows = answers_to(request, check_answers(n))
-    policy = make_policy(
-        num_draft_tokens, has_drafter=pair.drafter is not None, fit=pair.rounds.fit, times=pair.rounds.times
-    )
-    outs = generate_rows(
-        pair, rows, policy, conversation.guard, watch, max_batch=max_batch, history=conversation.history
-    )
+    policy, history = pair.policy(num_draft_tokens), conversation.history
+    outs = generate_rows(pair, rows, policy, conversation.guard, watch, max_batch=max_batch, history=history)
     if any(out.finish_reason == "error" for out in outs):
         conversation.clear()  # rows that are no numbers must not be reused, and scarce memory is freed
     return outs

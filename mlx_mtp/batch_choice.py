@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from mlx_mtp.cost import CostModel
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.fit import Fit
 from mlx_mtp.round_times import RoundTimes
@@ -69,11 +68,6 @@ def choose_batch(
         return max((own for own in best if own.of_each >= enough), key=lambda own: own.width)
     enough = NEAR * max(own.tokens_per_second for own in best)
     return next(own for own in best if own.tokens_per_second >= enough)
-
-
-def predicted_seconds(cost: CostModel, context: int = 0) -> Seconds:
-    """What a cost model says; context: tokens of each row."""
-    return lambda width, drafts: cost.seconds(drafts + 1, width, context, drafts)
 
 
 def measured_seconds(times: RoundTimes, context: int = 0) -> Seconds:

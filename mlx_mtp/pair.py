@@ -26,6 +26,7 @@ from mlx_mtp.kernels.chooser import Choice, Row, choose_kernels, equip
 from mlx_mtp.kernels.results import known_verdicts
 from mlx_mtp.machine import Machine, check_machine, free_bytes, this_machine
 from mlx_mtp.model_files import check_unchanged
+from mlx_mtp.policy import Policy, make_policy
 from mlx_mtp.progress import OnProgress, Progress, silent
 from mlx_mtp.prompt import PromptFormat, load_prompt_format
 from mlx_mtp.quantize import quantize_tensors
@@ -60,6 +61,18 @@ class Pair:
         times = RoundTimes(self.rounds.times.prior)
         rounds = Rounds(target, drafter, compiled=self.rounds.compiled, times=times)
         return replace(self, target=target, drafter=drafter, rounds=rounds, kernel_table=choice.rows)
+
+    def policy(self, num_draft_tokens: int | str) -> Policy:
+        """What chooses the drafts of requests that ask for this number or "auto"; it knows what earlier rounds taught.
+
+        Raises ParameterError.
+        """
+        return make_policy(
+            num_draft_tokens,
+            has_drafter=self.drafter is not None,
+            fit=self.rounds.fit,
+            times=self.rounds.times,
+        )
 
     def check_exact(self) -> bool:
         """Find out, once, whether MTP on equals MTP off bitwise here: promise (a)."""

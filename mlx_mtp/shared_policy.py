@@ -1,9 +1,10 @@
 """The number of drafts of rounds that several requests share, each of which may have asked for another."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mlx_mtp.pair import Pair
-from mlx_mtp.policy import Plan, Policy, make_policy
+from mlx_mtp.policy import Plan, Policy
 
 
 class SharedPolicy:
@@ -31,27 +32,16 @@ class SharedPolicy:
         self._show()
         return plan
 
-    def observe(
-        self,
-        verified: int,
-        accepted: list[int],
-        seconds: float | None,
-        *,
-        drafted: int | None = None,
-        batch: int | None = None,
-        distinct: float | None = None,
-    ) -> None:
+    def observe(self, verified: int, accepted: list[int], seconds: float | None, **seen: Any) -> None:
+        """As of the policy that planned the round, which is not told a time that is not the round's own."""
         own = seconds if self._is_time_known else None
         self._is_time_known = True
-        self._current.observe(verified, accepted, own, drafted=drafted, batch=batch, distinct=distinct)
+        self._current.observe(verified, accepted, own, **seen)
         self._show()
 
     def _of(self, asked: int | str) -> Policy:
         if asked not in self._policies:
-            rounds = self._pair.rounds
-            self._policies[asked] = make_policy(
-                asked, has_drafter=self._pair.drafter is not None, fit=rounds.fit, times=rounds.times
-            )
+            self._policies[asked] = self._pair.policy(asked)
         return self._policies[asked]
 
     def _show(self) -> None:

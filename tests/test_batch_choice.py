@@ -8,11 +8,11 @@ from mlx_mtp.batch_choice import (
     KEPT,
     NEAR,
     START,
+    Seconds,
     WidthChooser,
     check_goal,
     choose_batch,
     measured_seconds,
-    predicted_seconds,
     widths_up_to,
 )
 from mlx_mtp.cost import CostModel
@@ -23,6 +23,11 @@ from mlx_mtp.round_times import RoundTimes
 def tokens(chance: float):
     """Expected tokens of a round in which each draft is right with this chance."""
     return lambda k: sum(chance**i for i in range(k + 1))
+
+
+def predicted_seconds(cost: CostModel, context: int = 0) -> Seconds:
+    """What a cost model says of rounds, by width and drafts."""
+    return lambda width, drafts: cost.seconds(drafts + 1, width, context, drafts)
 
 
 def test_rows_that_cost_nothing_are_all_taken():

@@ -32,7 +32,7 @@ def batch(
         typer.Argument(
             metavar="[MODEL] PROMPTS",
             help="A file with a JSON object a line: prompt or messages; also id, max_tokens, sampling, seed, stop, "
-            f"thinking, tools. {options.MODEL_HELP} Without it: the one used last, or one that suits this machine.",
+            f"thinking, tools. {options.MODEL_HELP} {options.LAST_HELP}",
         ),
     ],
     output: Annotated[
@@ -116,32 +116,20 @@ def _answer(
     from mlx_mtp.batch import generate_rows
     from mlx_mtp.batch_choice import make_chooser
     from mlx_mtp.batch_watch import Watch
-    from mlx_mtp.policy import make_policy
     from mlx_mtp.pressure import Guard
-    from mlx_mtp.prompt_lines import answer_line, error_line
+    from mlx_mtp.prompt_lines import answer_line
 
-    settings = reply.request(pair)
-    rounds, has_drafter = pair.rounds, pair.drafter is not None
-    policy = make_policy(
-        settings["num_draft_tokens"], has_drafter=has_drafter, fit=rounds.fit, times=rounds.times
-    )
-    progress = BatchProgress(len(lines))
-    asked: list[Line] = []
-    requests: list[Request] = []
-    for line in lines:
-        try:
-            requests.append(_request(pair, line, settings, as_text=as_text))
-            asked.append(line)
-        except MtpError as error:
-            answers.write(error_line(line, error))
-            progress.ended(failed=True)
+    settings, progress = reply.request(pair), BatchProgress(len(lines))
+    asked = _checked(pair, lines, settings, answers, progress, as_text=as_text)
 
     def on_done(index: int, out: "Generation") -> None:
-        answers.write(answer_line(asked[index], out))
+        answers.write(answer_line(asked[index][0], out))
         progress.ended(failed=out.finish_reason == "error")
 
+    policy, rounds = pair.policy(reply.num_draft_tokens), pair.rounds
     watch = Watch(on_round=progress.round, on_done=on_done, on_note=progress.note)
-    chooser = make_chooser(rounds.times, rounds.fit, settings["num_draft_tokens"], goal)
+    chooser = make_chooser(rounds.times, rounds.fit, reply.num_draft_tokens, goal)
+    requests = [request for _, request in asked]
     try:
         generate_rows(pair, requests, policy, Guard(), watch, max_batch=width or chooser)
     finally:
@@ -152,6 +140,28 @@ def _answer(
         + ("" if width else f" · up to {chooser.width} at a time")
         + (f" · {policy.reason}" if policy.reason else "")
     )
+
+
+def _checked(
+    pair: "Pair",
+    lines: "list[Line]",
+    settings: dict[str, Any],
+    answers: "Answers",
+    progress: BatchProgress,
+    *,
+    as_text: bool,
+) -> "list[tuple[Line, Request]]":
+    """The lines that can be answered, with their requests; the others are answered with what is wrong."""
+    from mlx_mtp.prompt_lines import error_line
+
+    asked: list[tuple[Line, Request]] = []
+    for line in lines:
+        try:
+            asked.append((line, _request(pair, line, settings, as_text=as_text)))
+        except MtpError as error:
+            answers.write(error_line(line, error))
+            progress.ended(failed=True)
+    return asked
 
 
 def _request(pair: "Pair", line: "Line", settings: dict[str, Any], *, as_text: bool) -> "Request":

@@ -32,13 +32,7 @@ REPLY_TOKENS = 4096
 @takes(wanted=opening, reply=partial(options.reply_options, max_tokens=REPLY_TOKENS))
 def chat(
     *,
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="[MODEL]",
-            help=f"{options.MODEL_HELP} Without it: the one used last, or one that suits this machine.",
-        ),
-    ] = "",
+    model: options.ModelOrLast = "",
     prompt: Annotated[
         str, typer.Argument(metavar="[PROMPT]", help="The first message; with piped text: the only one.")
     ] = "",

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from mlx_mtp.pair import Pair
 
 MODEL_HELP = "An alias such as e4b, a hub id (org/name), a folder (./path or /path), or demo."
+LAST_HELP = "Without it: the one used last, or one that suits this machine."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+ModelOrLast = Annotated[str, typer.Argument(metavar="[MODEL]", help=f"{MODEL_HELP} {LAST_HELP}")]
 Drafter = Annotated[
     str, typer.Option("--drafter", metavar="auto|none|MODEL", help="The assistant to draft with.")
 ]

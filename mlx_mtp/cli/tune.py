@@ -19,13 +19,7 @@ if TYPE_CHECKING:
 
 
 def tune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="[MODEL]",
-            help=f"{options.MODEL_HELP} Without it: the one used last, or one that suits this machine.",
-        ),
-    ] = "",
+    model: options.ModelOrLast = "",
     drafter: options.Drafter = "auto",
     quantize: options.Quantize = None,
     drafter_bits: options.DrafterBits = "auto",

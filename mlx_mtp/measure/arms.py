@@ -13,7 +13,6 @@ from mlx_mtp.errors import GenerationError
 from mlx_mtp.measure.clock import Played, Player, Prompt, Watch
 from mlx_mtp.measure.plan import PEER, drafts_of
 from mlx_mtp.pair import Pair
-from mlx_mtp.policy import make_policy
 from mlx_mtp.pressure import Guard
 from mlx_mtp.round import Rounds
 from mlx_mtp.sampling import SamplerClass, Sampling
@@ -89,10 +88,7 @@ class Ours:
         return Played([text], [last.stats], list(conversation.history.buffers()))
 
     def _together(self, requests: list[Request], watch: Watch) -> Played:
-        rounds = self._pair.rounds
-        policy = make_policy(
-            self._drafts, has_drafter=self._pair.drafter is not None, fit=rounds.fit, times=rounds.times
-        )
+        policy = self._pair.policy(self._drafts)
         seen = 0
 
         def on_round(tokens: int) -> None:
