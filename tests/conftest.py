@@ -3,11 +3,14 @@
 Commands in other processes inherit the home and keep their own choice of device.
 """
 
+import importlib
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 import pytest
@@ -44,6 +47,13 @@ def settle_in(home: Path) -> None:
 def own_home(request: pytest.FixtureRequest) -> None:
     """No test sees which model another one used last."""
     settle_in(Path(tempfile.mkdtemp(dir=request.config.stash[HOME].name)))
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Gives a module of bench/, whose modules find each other as they do when run as scripts."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
+    return importlib.import_module
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,6 +1,7 @@
 """Engines on golden pairs, and what the same requests give alone."""
 
 import functools
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pairs import golden_pair
 from talks import golden_text
 
 LONG = 400  # tokens: a reply that goes on until it is ended
+WITHIN_S = 60.0  # what any wait may take on a busy machine
 
 
 @functools.cache
@@ -30,6 +32,11 @@ def ids_of(variant: str = "e2b", start: int = 0, count: int = 20) -> list[int]:
     """Ids of a golden prompt, from any of its places on."""
     every = [*golden_text(variant, "long")[0], *golden_text(variant, "short")[0]] * 4
     return every[start : start + count]
+
+
+def words(seed: int, count: int) -> list[int]:
+    """Ordinary tokens that no other seed has in this order."""
+    return random.Random(seed).choices(range(30, 250), k=count)
 
 
 def sampled(seed: int) -> Sampling:

@@ -1,5 +1,7 @@
 """Small operations of every kind to be tested and raced, and broken kernels."""
 
+from dataclasses import replace
+
 from mlx_mtp.kernels.families import FAMILIES, Family, key_of
 from mlx_mtp.kernels.operations import Operation, Subject, operations_of
 from mlx_mtp.kernels.race import Raced, Time
@@ -10,6 +12,10 @@ from mlx_mtp.pair import Pair
 
 SIZES = (2, 5)  # rows
 RIGHT = Checked(("scalar", "matrix"), "right", are_equal=True)
+SCALAR, UNEQUAL = Checked(("scalar",), "right"), replace(RIGHT, are_equal=False)
+WRONG = Checked((), "1 row: 3 of 9 values are wrong")
+PLACE = Operation("project", (2816, 2112), "4-bit affine, groups of 64, bfloat16")
+OTHER = Operation("attend", (8, 1, 512, 0), "K/V, bfloat16")
 FORMS: dict[str, Description] = {
     "4-bit": {"shape": [72, 704], "bits": 4, "group_size": 64, "mode": "affine", "scales": "bfloat16"},
     "nvfp4": {"shape": [72, 96], "bits": 4, "group_size": 16, "mode": "nvfp4", "scales": "uint8"},

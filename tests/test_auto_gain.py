@@ -1,11 +1,9 @@
 """Enlarged pairs write the demo pair's texts, and what bench/auto_gain.py makes of samples."""
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import mlx.core as mx
 import pytest
@@ -15,17 +13,6 @@ from mlx_mtp.pair import Pair
 
 ROOT = Path(__file__).parent.parent
 GREEDY = Sampling(temperature=0.0)
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    """Gives a module of bench/, whose modules find each other as they do when run as scripts."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return module
 
 
 def outcomes(pair: Pair, prompts: list[list[int]], k: int) -> list[tuple[list[int], list[int]]]:

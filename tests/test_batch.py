@@ -1,70 +1,29 @@
 """Rows of a batch join when others have ended, and each text is that of its solo run."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
 
 import mlx_mtp.batch_slots
 import mlx_mtp.decode
+import mlx_mtp.prefill
 import mlx_mtp.turns
-from mlx_mtp import generate, generate_batch
-from mlx_mtp.batch import CALM_ROUNDS, LOOK_ROUNDS, MAX_BATCH, Watch, generate_rows
+from mlx_mtp import generate_batch
+from mlx_mtp.batch import generate_rows
 from mlx_mtp.batch_choice import WidthChooser
-from mlx_mtp.conversation import Request, make_request, start_row
-from mlx_mtp.errors import MemoryRefusal, ParameterError
+from mlx_mtp.batch_watch import Watch
+from mlx_mtp.batch_width import CALM_ROUNDS, LOOK_ROUNDS, MAX_BATCH
+from mlx_mtp.conversation import Request
+from mlx_mtp.errors import ParameterError
 from mlx_mtp.policy import make_policy
 from mlx_mtp.pressure import STOPPED
 from mlx_mtp.reply import Generation
 from mlx_mtp.round_times import RoundTimes
-from mlx_mtp.rows import add_rows, put_rows
-from mlx_mtp.sampling import Sampling
-from mlx_mtp.state import State, StateCell, join_rows
-from mlx_mtp.turns import History
-from pairs import golden_pair
+from ragged_requests import LENGTHS, STARTS, pair_of, refusing, solo, together, twelve
 from scripted_guard import ScriptedGuard
-from talks import golden_text, with_characters, with_eos
-
-pair_of = functools.cache(golden_pair)
-
-# Twelve requests: prompts of 4 to 60 ids, replies of 1 to 40 tokens, every second greedy, two with penalties.
-LENGTHS = (9, 1, 23, 40, 2, 17, 5, 31, 12, 3, 26, 8)
-STARTS = (4, 60, 17, 33, 8, 50, 21, 5, 44, 12, 29, 38)
-
-
-def sampling_of(i: int) -> Sampling:
-    if i % 2 == 0:
-        return Sampling(temperature=0.0)
-    if i in (3, 9):
-        return Sampling(temperature=1.0, presence_penalty=0.8, repetition_penalty=1.3, seed=i)
-    return Sampling(temperature=0.9, top_p=0.95, top_k=20 * (i % 3), seed=i)
-
-
-@functools.cache
-def twelve(variant: str) -> list[Request]:
-    ids = [*golden_text(variant, "long")[0], *golden_text(variant, "short")[0]] * 3
-    return [
-        make_request(pair_of(variant), ids[i : i + STARTS[i]], max_tokens=LENGTHS[i], sampling=sampling_of(i))
-        for i in range(12)
-    ]
-
-
-@functools.cache
-def solo(variant: str) -> list[list[int]]:
-    """Each alone, plain."""
-    return [
-        generate(
-            pair_of(variant),
-            request.ids,
-            max_tokens=request.max_tokens,
-            sampling=request.sampling,
-            num_draft_tokens=0,
-        ).tokens
-        for request in twelve(variant)
-    ]
+from talks import with_characters, with_eos
 
 
 @pytest.fixture
@@ -79,13 +38,6 @@ def batches(monkeypatch) -> list[list[int]]:
 
     monkeypatch.setattr(mlx_mtp.batch_slots, "decode", watched)
     return runs
-
-
-def together(requests, k, *, width=4, guard=None, variant="e2b", watch=None) -> list[Generation]:
-    policy = make_policy(k, has_drafter=True)
-    return generate_rows(
-        pair_of(variant), requests, policy, guard or ScriptedGuard(), watch or Watch(), max_batch=width
-    )
 
 
 SLOW = [("e2b", 0), ("e2b", 2), ("e4b", 1), ("12b", 4), ("31b", "auto"), ("a4b", 2), ("a4b", "auto")]
@@ -238,38 +190,6 @@ def test_a_row_that_ends_with_its_first_token_advances_no_more(monkeypatch):
     assert {row[0] for row in whole} == {STARTS[1]} and len(whole) > 2
 
 
-@pytest.fixture
-def prefills(monkeypatch) -> list[int]:
-    """Tokens forwarded by each prefill of a whole prompt."""
-    forwarded: list[int] = []
-    prefill = mlx_mtp.turns.prefill
-
-    def counted(target, kv, ids, **how):
-        forwarded.append(len(ids) - how.get("start", 0))
-        return prefill(target, kv, ids, **how)
-
-    monkeypatch.setattr(mlx_mtp.turns, "prefill", counted)
-    return forwarded
-
-
-@pytest.mark.parametrize("width", [1, 2, 4, 8])
-def test_four_answers_share_one_prefill(width, prefills):
-    pair, ids = pair_of("e2b"), twelve("e2b")[5].ids
-    sampling = Sampling(temperature=1.0, seed=40)
-    outs = generate_batch(
-        pair, [ids, ids[:7]], n=4, max_batch=width, max_tokens=9, sampling=sampling, num_draft_tokens=2
-    )
-    assert prefills == [len(ids), 7]
-    alone = [
-        generate(pair, own, max_tokens=9, sampling=replace(sampling, seed=40 + i), num_draft_tokens=0).tokens
-        for own in (ids, ids[:7])
-        for i in range(4)
-    ]
-    assert [out.tokens for out in outs] == alone
-    assert [out.stats.seed for out in outs] == [40, 41, 42, 43] * 2
-    assert len({tuple(out.tokens) for out in outs[:4]}) > 1
-
-
 def test_each_reply_is_handed_over_when_it_ends():
     ended: list[int] = []
     outs = {}
@@ -293,16 +213,6 @@ def test_a_caller_who_raises_ends_the_batch():
     with pytest.raises(InterruptedError):
         together(twelve("e2b"), 2, watch=Watch(on_round=on_round))
     assert [out.tokens for out in together(twelve("e2b")[:3], 2)] == solo("e2b")[:3]
-
-
-def refusing(*refused: int):
-    calls = iter(range(1000))
-
-    def admits(needed: int) -> None:
-        if next(calls) in refused:
-            raise MemoryRefusal("it does not fit; shorten the prompt")
-
-    return admits
 
 
 def test_memory_makes_it_narrower_and_that_is_said_once(batches):
@@ -338,45 +248,28 @@ def test_one_that_never_fits_ends_alone():
     assert [done[i].tokens for i in (1, 2, 3)] == solo("e2b")[1:4]
 
 
+def test_a_row_that_failed_at_once_and_keeps_its_place_holds_up_nobody(batches, monkeypatch):
+    """Nobody takes its place, for want of memory: rounds go on without it, and it is told of once."""
+    logits, calls = mlx_mtp.prefill.logits_of, []
+
+    def broken(target, hidden):
+        calls.append(1)
+        return logits(target, hidden) * (mx.nan if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(mlx_mtp.prefill, "logits_of", broken)
+    requests = [twelve("e2b")[i] for i in (2, 10, 6, 0)]
+    outs = together(requests, 0, width=3, guard=ScriptedGuard(admits=refusing(3)))
+    assert (outs[2].finish_reason, outs[2].tokens) == ("error", [])
+    assert [outs[i].tokens for i in (0, 1, 3)] == [solo("e2b")[i] for i in (2, 10, 0)]
+    assert len(batches) <= 4, "each run of rounds goes on until a row ends"
+
+
 def test_stopping_ends_rows_that_wait_too():
     outs = together(twelve("e2b"), 2, guard=ScriptedGuard(["none"] * 7 + ["stop"]))
     assert {out.note for out in outs if out.finish_reason == "error"} == {STOPPED}
     for out, whole in zip(outs, solo("e2b"), strict=True):
         assert out.tokens == whole[: len(out.tokens)]
     assert outs[-1].tokens == []
-
-
-def states_of(variant: str, requests: list[Request]) -> list[State]:
-    states = []
-    for request in requests:
-        kv, hidden, _ = History(pair_of(variant).target).extend(request.ids, room=request.max_tokens)
-        states.append(start_row(pair_of(variant), request, kv, hidden, with_bias=False, with_counts=True))
-    return states
-
-
-@pytest.mark.parametrize("variant", ["e2b", "31b"])
-def test_rows_put_and_added_are_those_of_one_join(variant):
-    """A row of larger capacity grows the others; a smaller one is put with zeros behind it."""
-    text, requests = pair_of(variant).target.text, twelve(variant)[:4]
-    large = replace(requests[1], max_tokens=400)
-    wanted = join_rows(text, states_of(variant, [requests[0], large, requests[3], requests[2]]))
-    cell = StateCell(join_rows(text, states_of(variant, [requests[0], requests[2]])))
-    put_rows(text, cell, {1: states_of(variant, [large])[0]})
-    add_rows(text, cell, states_of(variant, [requests[3], requests[2]]))
-    got = cell.take()
-    for (_, one), (_, other) in zip(tree_flatten(got), tree_flatten(wanted), strict=True):
-        assert one.shape == other.shape and mx.array_equal(one, other)
-
-
-def test_a_row_is_replaced_whole_by_one_of_smaller_capacity():
-    """What a broken row left in its place may be NaN, which no mask takes away."""
-    text, small = pair_of("e2b").target.text, twelve("e2b")[0]
-    state = join_rows(text, states_of("e2b", [replace(twelve("e2b")[1], max_tokens=400), small]))
-    kv = tuple((mx.full(keys.shape, mx.nan), mx.full(values.shape, mx.nan)) for keys, values in state.kv)
-    cell = StateCell(state._replace(kv=kv))
-    put_rows(text, cell, {0: states_of("e2b", [small])[0]})
-    for buffer in (buffer for both in cell.take().kv for buffer in both):
-        assert not mx.isnan(buffer[0]).any() and mx.isnan(buffer[1]).all()
 
 
 def test_no_round_is_played_for_nothing_when_rows_join(monkeypatch):
@@ -402,9 +295,3 @@ def test_no_round_is_played_for_nothing_when_rows_join(monkeypatch):
 def test_impossible_widths_are_refused(width):
     with pytest.raises(ParameterError, match=rf"1 \.\. {MAX_BATCH} rows"):
         generate_batch(pair_of("e2b"), [[1, 2]], max_batch=width)
-
-
-@pytest.mark.parametrize("n", [0, -3, 65, True, 1.5, "2"])
-def test_impossible_numbers_of_answers_are_refused(n):
-    with pytest.raises(ParameterError, match=r"1 \.\. 64 answers"):
-        generate_batch(pair_of("e2b"), [[1, 2]], n=n)

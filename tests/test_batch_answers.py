@@ -1,16 +1,18 @@
 """Several answers in a conversation: one prefill, earlier turns reused, and any answer can be gone on with."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 
 import mlx_mtp.turns
-from mlx_mtp import Sampling, generate
+from mlx_mtp import Sampling, generate, generate_batch
 from mlx_mtp.answers import answers_in
-from mlx_mtp.batch import Watch
+from mlx_mtp.batch_watch import Watch
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.errors import ParameterError
 from pairs import golden_pair
+from ragged_requests import twelve
 from scripted_guard import ScriptedGuard
 from talks import check_rows, golden_text
 
@@ -31,7 +33,7 @@ def prefilled(monkeypatch) -> list[int]:
     prefill = mlx_mtp.turns.prefill
 
     def counted(target, kv, ids, **how):
-        forwarded.append(len(ids) - how["start"])
+        forwarded.append(len(ids) - how.get("start", 0))
         return prefill(target, kv, ids, **how)
 
     monkeypatch.setattr(mlx_mtp.turns, "prefill", counted)
@@ -84,3 +86,27 @@ def test_impossible_numbers_are_refused_before_any_work(prefilled):
         with pytest.raises(ParameterError, match=r"1 \.\. 64 answers"):
             answers_in(conversation, [1, 2], n, **HOW)
     assert prefilled == []
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_four_answers_share_one_prefill(width, prefilled):
+    pair, ids = pair_of("e2b"), twelve("e2b")[5].ids
+    sampling = Sampling(temperature=1.0, seed=40)
+    outs = generate_batch(
+        pair, [ids, ids[:7]], n=4, max_batch=width, max_tokens=9, sampling=sampling, num_draft_tokens=2
+    )
+    assert prefilled == [len(ids), 7]
+    alone = [
+        generate(pair, own, max_tokens=9, sampling=replace(sampling, seed=40 + i), num_draft_tokens=0).tokens
+        for own in (ids, ids[:7])
+        for i in range(4)
+    ]
+    assert [out.tokens for out in outs] == alone
+    assert [out.stats.seed for out in outs] == [40, 41, 42, 43] * 2
+    assert len({tuple(out.tokens) for out in outs[:4]}) > 1
+
+
+@pytest.mark.parametrize("n", [0, -3, 65, True, 1.5, "2"])
+def test_impossible_numbers_of_answers_are_refused(n):
+    with pytest.raises(ParameterError, match=r"1 \.\. 64 answers"):
+        generate_batch(pair_of("e2b"), [[1, 2]], n=n)

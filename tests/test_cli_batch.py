@@ -11,7 +11,7 @@ import pytest
 
 from cli_runs import COMMAND, environment, one_line, run_main, write_chat_pair
 from mlx_mtp import generate, load
-from mlx_mtp.batch import MAX_BATCH
+from mlx_mtp.batch_width import MAX_BATCH
 
 QUICK = ("--max-tokens", "8", "--seed", "3")
 

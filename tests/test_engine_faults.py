@@ -1,32 +1,14 @@
-"""An engine when things go wrong: requests, callbacks, memory, loading, closing; each harms itself alone."""
-
-import gc
-import threading
-import time
-from contextlib import contextmanager
+"""Requests, callbacks and rounds that go wrong in an engine: each harms itself alone."""
 
 import pytest
 
-import mlx_mtp.batch
 import mlx_mtp.batch_slots
-import mlx_mtp.engine_loop
-import mlx_mtp.mailbox
 import mlx_mtp.round
-from engines import LONG, alone, engine_on, ids_of, pair_of, sampled
-from mlx_mtp import (
-    BusyError,
-    Engine,
-    EngineError,
-    GenerationError,
-    MemoryRefusal,
-    ParameterError,
-    PromptError,
-)
+import mlx_mtp.row_start
+from engines import LONG, WITHIN_S, alone, engine_on, ids_of, pair_of
+from mlx_mtp import BusyError, Engine, GenerationError, ParameterError, PromptError
 from mlx_mtp.events import Progress, Token
-from mlx_mtp.prefix_cache import PrefixCache
 from mlx_mtp.sampling import Sampling
-
-WITHIN_S = 60.0  # what any wait in here may take on a busy machine
 
 
 def test_a_callback_that_raises_cancels_its_request_alone(caplog):
@@ -112,73 +94,6 @@ def test_what_fails_as_it_begins_harms_no_other(monkeypatch):
         assert good.result(WITHIN_S).tokens == alone(ids_of(), max_tokens=60)
 
 
-def test_a_prompt_that_does_not_fit_is_refused_and_the_next_is_not(monkeypatch):
-    admit = mlx_mtp.pressure.Guard.admit
-
-    asked: list[int] = []
-
-    def refuses(self, needed: int) -> None:
-        asked.append(needed)
-        if needed == max(asked):
-            raise MemoryRefusal("it does not fit")
-        admit(self, needed)
-
-    monkeypatch.setattr(mlx_mtp.pressure.Guard, "admit", refuses)
-    with engine_on(max_context=4096) as engine:
-        big = engine.submit(ids_of(), max_tokens=4000)
-        with pytest.raises(MemoryRefusal):
-            big.result(WITHIN_S)
-        assert engine.submit(ids_of(), max_tokens=5).result(WITHIN_S).tokens == alone(ids_of(), max_tokens=5)
-
-
-def test_an_idle_engine_lets_go_of_prefixes_where_memory_gets_short(monkeypatch):
-    monkeypatch.setattr(mlx_mtp.engine_loop, "LOOK_EVERY_S", 0.02)
-    said = ["none"]
-    monkeypatch.setattr(mlx_mtp.pressure.Guard, "relief", lambda self: said[0])
-    with engine_on() as engine:
-        engine.submit(ids_of(), max_tokens=5).result(WITHIN_S)
-        assert _cached_bytes(engine, lambda size: size > 0) > 0
-        said[0] = "shrink"
-        assert _cached_bytes(engine, lambda size: size == 0) == 0
-        said[0] = "none"
-        assert engine.submit(ids_of(), max_tokens=5).result(WITHIN_S).stats.reused_tokens == 0
-
-
-def _cached_bytes(engine: Engine, is_it) -> int:
-    """What is kept, once that is as wanted, or time is up: the result is there before the K/V is handed back."""
-    until = time.monotonic() + WITHIN_S
-    while not is_it(engine.status.cached_bytes) and time.monotonic() < until:
-        time.sleep(0.01)
-    return engine.status.cached_bytes
-
-
-def test_prefixes_are_let_go_of_before_a_prompt_is_refused(monkeypatch):
-    """As many as it takes, half of what is left each time."""
-    caches: list[PrefixCache] = []
-    admit, most = mlx_mtp.pressure.Guard.admit, [2**60]
-
-    class Watched(PrefixCache):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            caches.append(self)
-
-    def refuses(self, needed: int) -> None:
-        if caches[0].nbytes > most[0]:
-            raise MemoryRefusal("it does not fit beside the prefixes")
-        admit(self, needed)
-
-    monkeypatch.setattr(mlx_mtp.engine_loop, "PrefixCache", Watched)
-    monkeypatch.setattr(mlx_mtp.pressure.Guard, "admit", refuses)
-    with engine_on() as engine:
-        for i in range(8):
-            engine.submit(ids_of(start=7 * i, count=30), max_tokens=5, sampling=sampled(i)).result(WITHIN_S)
-        most[0] = _cached_bytes(engine, lambda size: size > 0) // 5
-        out = engine.submit(ids_of(start=60, count=30), max_tokens=5).result(WITHIN_S)
-        assert len(caches[0]) <= 3, "one or two of eight, and the new one"
-    monkeypatch.undo()
-    assert out.tokens == alone(ids_of(start=60, count=30), max_tokens=5)
-
-
 def test_a_full_queue_says_so():
     with engine_on(max_batch=1, max_queue=2) as engine:
         running = engine.submit(ids_of(), max_tokens=LONG)
@@ -191,81 +106,6 @@ def test_a_full_queue_says_so():
         del iter_kept
 
 
-def test_closing_ends_everything_within_a_round():
-    engine = Engine(pair_of(), max_batch=1)
-    running, waiting = (engine.submit(ids_of(), max_tokens=LONG) for _ in range(2))
-    next(iter_kept := iter(running))
-    engine.close()
-    engine.close()
-    assert running.result(0).finish_reason == "cancelled" and running.result(0).tokens
-    assert waiting.result(0).finish_reason == "cancelled"
-    assert engine.status.status == "closed"
-    with pytest.raises(EngineError, match="closed"):
-        engine.submit(ids_of())
-    del iter_kept
-
-
-def test_an_engine_lives_as_long_as_somebody_waits():
-    assert Engine(pair_of()).submit(ids_of(), max_tokens=9).result(WITHIN_S).tokens == alone(
-        ids_of(), max_tokens=9
-    )
-    engine = Engine(pair_of())
-    thread = engine._worker._thread
-    handle = engine.submit(ids_of(), max_tokens=5)
-    del engine
-    gc.collect()
-    assert handle.result(WITHIN_S).tokens and thread.is_alive()
-    del handle
-    gc.collect()
-    thread.join(WITHIN_S)
-    assert not thread.is_alive()
-
-
-def test_limits_are_set_only_where_that_is_asked_for(monkeypatch):
-    told: list[str] = []
-
-    @contextmanager
-    def limits(machine):
-        told.append(f"set on {threading.current_thread().name}")
-        yield
-        told.append("put back")
-
-    monkeypatch.setattr(mlx_mtp.engine_loop, "memory_limits", limits)
-    with engine_on() as engine:
-        engine.submit(ids_of(), max_tokens=2).result(WITHIN_S)
-    assert told == []
-    with engine_on(set_memory_limits=True) as engine:
-        assert told == ["set on mlx-mtp engine"]
-    assert told[1:] == ["put back"]
-
-
-def test_a_thread_that_ends_is_reported(monkeypatch, caplog):
-    """Nobody waits for ever, and what is asked later says why."""
-
-    def dies(self, *args) -> None:
-        raise SystemExit("somebody ended the thread")
-
-    engine = Engine(pair_of())
-    monkeypatch.setattr(mlx_mtp.batch.Batch, "run", dies)
-    handle = engine.submit(ids_of(), max_tokens=5)
-    with pytest.raises(EngineError, match="thread ended"):
-        handle.result(WITHIN_S)
-    with pytest.raises(EngineError, match="thread ended"):
-        engine.submit(ids_of())
-    assert engine.status.status == "failed"
-    engine.close()
-
-
-def test_a_handle_whose_thread_is_gone_does_not_wait(monkeypatch):
-    """As after a fork, where the thread is not there and nobody says so."""
-    monkeypatch.setattr(mlx_mtp.mailbox, "LOOK_EVERY_S", 0.01)
-    mailbox = mlx_mtp.mailbox.Mailbox(lambda: False)
-    with pytest.raises(EngineError, match="forked"):
-        mailbox.result()
-    with pytest.raises(EngineError, match="forked"):
-        mailbox.next()
-
-
 def test_timeouts():
     with engine_on() as engine:
         handle = engine.submit(ids_of(), max_tokens=LONG)
@@ -274,54 +114,6 @@ def test_timeouts():
         assert not handle.is_done
         handle.cancel()
         assert handle.result(WITHIN_S).finish_reason == "cancelled"
-
-
-def test_loading_by_name():
-    stages: list[str] = []
-    with Engine("demo", wait=False, on_progress=lambda progress: stages.append(progress.stage)) as engine:
-        early = engine.submit("def f", max_tokens=3)
-        bad = engine.submit("", max_tokens=3)
-        assert len(early.result(WITHIN_S).tokens) == 3
-        with pytest.raises(PromptError):
-            bad.result(WITHIN_S)
-        assert "read" in stages and engine.pair.name == "demo"
-        assert engine.status.status == "ready"
-
-
-def test_a_model_that_cannot_be_loaded_says_why(tmp_path):
-    from mlx_mtp import CheckpointError
-
-    with pytest.raises(CheckpointError):
-        Engine(tmp_path / "none")
-    engine = Engine(tmp_path / "none", wait=False)
-    with pytest.raises(CheckpointError):
-        engine.wait_ready(WITHIN_S)
-    with pytest.raises(CheckpointError):
-        engine.submit("x")
-    assert engine.status.status == "failed"
-
-
-def test_closing_gives_up_a_load():
-    began, go_on = threading.Event(), threading.Event()
-
-    def on_progress(progress) -> None:
-        began.set()
-        assert go_on.wait(WITHIN_S)
-
-    engine = Engine("demo", wait=False, on_progress=on_progress)
-    early = engine.submit("def f")
-    assert began.wait(WITHIN_S)
-    closing = threading.Thread(target=engine.close)
-    closing.start()
-    while not engine._worker.shared.is_closing:
-        time.sleep(0.01)
-    go_on.set()
-    closing.join(WITHIN_S)
-    assert engine.status.status == "closed"
-    with pytest.raises(EngineError, match="closed"):
-        early.result(0)
-    with pytest.raises(EngineError, match="closed"):
-        engine.wait_ready()
 
 
 def test_broken_numbers_end_one_reply_and_leave_nothing_behind(monkeypatch):
@@ -371,37 +163,3 @@ def test_replies_go_on_while_another_prompt_is_read():
     assert ended.tokens + more.tokens == alone(
         ids_of(start=3), max_context=4096, max_tokens=len(ended.tokens) + 8
     )
-
-
-def test_closing_does_not_wait_for_a_long_prompt():
-    engine = Engine(pair_of("e2b", 16_384))
-    handle = engine.submit(ids_of(count=60) * 260, max_tokens=5)
-    next(events := handle.events())
-    began = time.monotonic()
-    engine.close()
-    took = time.monotonic() - began
-    out = handle.result(0)
-    assert (out.finish_reason, out.tokens) == ("cancelled", []), took
-    del events
-
-
-def test_a_batch_that_is_over_holds_nothing():
-    """Without waiting for the collector: its state is K/V."""
-    gc.collect()
-    before = _alive(mlx_mtp.batch.Batch)  # of tests whose errors are kept
-    gc.disable()
-    try:
-        with engine_on(prefix_budget=0, max_batch=3) as engine:
-            handles = [engine.submit(ids_of(start=i), max_tokens=9) for i in range(3)]
-            for handle in handles:
-                handle.result(WITHIN_S)
-            until = time.monotonic() + WITHIN_S
-            while _alive(mlx_mtp.batch.Batch) > before and time.monotonic() < until:
-                time.sleep(0.01)
-            assert _alive(mlx_mtp.batch.Batch) == before
-    finally:
-        gc.enable()
-
-
-def _alive(kind: type) -> int:
-    return sum(type(thing) is kind for thing in gc.get_objects())

@@ -7,10 +7,10 @@ import mlx.core as mx
 import pytest
 
 from attention_cases import Heads, assert_near, attended, buffers, lowest, past, same_bits, sight, usual_rows
-from mlx_mtp.kernels import launch, prefill_attention, verify_attention
-from mlx_mtp.kernels.source import metal_source
+from mlx_mtp.kernels import prefill_attention, verify_attention
 from msl import Fault
 from msl.stand_in import Runner
+from planted import made_anew, planted_in, spoilt
 
 RING, FULL = Heads(4, 2, 32, 24), Heads(4, 2, 32, None)
 # One row of so few keys has its leaves shared out to several threadgroups, and narrow slices.
@@ -262,21 +262,15 @@ MUTANTS = {
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Mutant]:
     mutant: Mutant = MUTANTS[request.param]
-    in_file = mutant.place.endswith(".metal")
-    kernel = None if in_file else getattr(verify_attention, mutant.place)
-    text = metal_source(mutant.place) if kernel is None else kernel.body
-    for sound, faulty in mutant.changes:
-        assert text.count(sound) == 1, "the source has changed: the fault has no place in it any more"
-        text = text.replace(sound, faulty)
-    if kernel is None:
-        monkeypatch.setattr(
-            launch, "metal_source", lambda file: text if file == mutant.place else metal_source(file)
-        )
+    if mutant.place.endswith(".metal"):
+        with planted_in(mutant.place, *mutant.changes):
+            yield mutant
     else:
-        monkeypatch.setattr(verify_attention, mutant.place, replace(kernel, body=text))
-    launch._made.cache_clear()
-    yield mutant
-    launch._made.cache_clear()
+        kernel = getattr(verify_attention, mutant.place)
+        faulty = replace(kernel, body=spoilt(kernel.body, *mutant.changes))
+        monkeypatch.setattr(verify_attention, mutant.place, faulty)
+        with made_anew():
+            yield mutant
 
 
 @pytest.mark.parametrize("planted", MUTANTS, indirect=True)

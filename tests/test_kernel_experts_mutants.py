@@ -20,10 +20,9 @@ from expert_cases import (
     rows_alone,
     rows_for,
 )
-from mlx_mtp.kernels import launch
-from mlx_mtp.kernels.source import metal_source
 from msl import Fault
 from msl.stand_in import Runner
+from planted import planted_in
 from qmm_cases import random_rows, same_bits
 from test_kernel_experts import assert_read_once, pairs_of
 
@@ -216,17 +215,10 @@ EACH = [pytest.param(name, marks=() if name in IN_CI else pytest.mark.slow) for 
 
 
 @pytest.fixture
-def planted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Mutant]:
+def planted(request: pytest.FixtureRequest) -> Iterator[Mutant]:
     mutant: Mutant = MUTANTS[request.param]
-    sound = metal_source(mutant.file)
-    assert sound.count(mutant.sound) == 1, "the source has changed: the fault has no place in it any more"
-    faulty = sound.replace(mutant.sound, mutant.faulty)
-    monkeypatch.setattr(
-        launch, "metal_source", lambda file: faulty if file == mutant.file else metal_source(file)
-    )
-    launch._made.cache_clear()
-    yield mutant
-    launch._made.cache_clear()
+    with planted_in(mutant.file, (mutant.sound, mutant.faulty)):
+        yield mutant
 
 
 @pytest.mark.parametrize("planted", EACH, indirect=True)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from head_cases import GEMMA, GREEDY, NARROW, choice_of, head_with, rows_of
-from mlx_mtp.kernels import head_choose, launch
+from mlx_mtp.kernels import head_choose
 from mlx_mtp.kernels.launch import Kernel
-from mlx_mtp.kernels.source import metal_source
 from mlx_mtp.kernels.verify_gemm import verify_gemm
 from mlx_mtp.sampling import Sampling, choose
 from msl import Fault
 from msl.stand_in import Runner
+from planted import made_anew, planted_in, spoilt
 from qmm_cases import quantised
 
 
@@ -168,26 +168,20 @@ MUTANTS = {
 def planted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Mutant]:
     mutant: Mutant = MUTANTS[request.param]
 
-    def spoilt(text: str) -> str:
-        assert text.count(mutant.sound) == 1, "the source has changed: the fault has no place in it any more"
-        return text.replace(mutant.sound, mutant.faulty)
-
+    change = (mutant.sound, mutant.faulty)
     if mutant.place.endswith(".metal"):
-        faulty = spoilt(metal_source(mutant.place))
-        monkeypatch.setattr(
-            launch, "metal_source", lambda file: faulty if file == mutant.place else metal_source(file)
-        )
+        with planted_in(mutant.place, change):
+            yield mutant
     else:
         sound = getattr(head_choose, mutant.place)
 
         def kernel(*stored: object) -> Kernel:
             made: Kernel = sound(*stored)
-            return replace(made, body=spoilt(made.body))
+            return replace(made, body=spoilt(made.body, change))
 
         monkeypatch.setattr(head_choose, mutant.place, kernel)
-    launch._made.cache_clear()
-    yield mutant
-    launch._made.cache_clear()
+        with made_anew():
+            yield mutant
 
 
 @pytest.mark.parametrize("planted", MUTANTS, indirect=True)

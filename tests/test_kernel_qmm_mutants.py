@@ -7,12 +7,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_mtp.kernels import launch
 from mlx_mtp.kernels.skinny import Body
-from mlx_mtp.kernels.source import metal_source
 from mlx_mtp.weights import DenseWeight, Weight
 from msl import Fault
 from msl.stand_in import Runner
+from planted import planted_in
 from qmm_cases import assert_near, multiply, quantised, random_rows, same_bits, table_of
 
 COLUMNS, DEPTH = 21, 704
@@ -197,17 +196,10 @@ MUTANTS = {
 
 
 @pytest.fixture
-def planted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Mutant]:
+def planted(request: pytest.FixtureRequest) -> Iterator[Mutant]:
     mutant: Mutant = MUTANTS[request.param]
-    sound = metal_source(mutant.file)
-    assert sound.count(mutant.sound) == 1, "the source has changed: the fault has no place in it any more"
-    faulty = sound.replace(mutant.sound, mutant.faulty)
-    monkeypatch.setattr(
-        launch, "metal_source", lambda file: faulty if file == mutant.file else metal_source(file)
-    )
-    launch._made.cache_clear()
-    yield mutant
-    launch._made.cache_clear()
+    with planted_in(mutant.file, (mutant.sound, mutant.faulty)):
+        yield mutant
 
 
 @pytest.mark.parametrize("planted", MUTANTS, indirect=True)

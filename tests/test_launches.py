@@ -1,11 +1,9 @@
 """Launches counted in the graph that Metal would run, and times predicted from them: launches.py and cost_model.py."""
 
-import importlib
 import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import mlx.core as mx
 import pytest
@@ -15,17 +13,6 @@ from mlx_mtp.sampling import Sampling
 
 ROOT = Path(__file__).parent.parent
 GREEDY = Sampling(temperature=0.0)
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    """Gives a module of bench/, whose modules find each other as they do when run as scripts."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """What bench/peers.py makes of its arms' runs: texts compared, host work counted, runs that disagree refused."""
 
-import importlib
 import json
 import sys
 from functools import partial
@@ -14,12 +13,6 @@ from pairs import GOLDEN
 from talks import golden_text
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    return importlib.import_module
 
 
 def process(tokens, seconds, rounds=4, accepted=4, host=None):

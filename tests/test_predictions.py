@@ -1,26 +1,13 @@
 """Predicted gains against published ones: what is an input and what is not, the page, and the errors that it states."""
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from mlx_mtp.chips import M3_AND_M4, M5, QMV, stock_curve
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    """Gives a module of bench/, whose modules find each other as they do when run as scripts."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return module
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 import mlx_mtp.batch_slots
 import mlx_mtp.state
 from mlx_mtp import generate
-from mlx_mtp.batch import Watch, generate_rows
+from mlx_mtp.batch import generate_rows
+from mlx_mtp.batch_watch import Watch
 from mlx_mtp.conversation import make_request, start_row
 from mlx_mtp.errors import MemoryRefusal
 from mlx_mtp.policy import make_policy

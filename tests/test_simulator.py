@@ -1,27 +1,14 @@
 """The simulator of bench/: what it computes, that it repeats, how AutoPolicy does there."""
 
-import importlib
 import json
 import statistics
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from mlx_mtp.policy import AutoPolicy, FixedPolicy
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    """Gives a module of bench/, whose modules find each other as they do when run as scripts."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return module
 
 
 @pytest.fixture
