@@ -61,14 +61,14 @@ ORDINARY = st.text(min_size=1, max_size=30).filter(
 
 
 @given(st.lists(ORDINARY, min_size=1, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_ordinary_chat_equals_the_reference(folder: Path, format: PromptFormat, texts: list[str]) -> None:
     messages = [user(text) if i % 2 == 0 else assistant(text) for i, text in enumerate(texts)]
     assert render_chat(format, messages).ids == reference_ids(folder, messages)
 
 
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_message_text_makes_no_control_token_of_its_own(format: PromptFormat, texts: list[str]) -> None:
     """Fault 38: exactly the template's control tokens, as many as for harmless messages, and the text as typed."""
     messages = [user(text) for text in texts]

@@ -114,12 +114,12 @@ def test_other_errors_pass_as_they_are(monkeypatch):
 @pytest.mark.parametrize("module, name, at", [PLACES[1], PLACES[6], (mlx_mtp.batch_slots, "join_rows", 1)])
 def test_a_batch_that_ran_out(monkeypatch, module, name, at):
     pair, (ids, text) = pair_of("e2b"), golden_text("e2b", "long")
-    generate_batch(pair, [ids, ids], max_tokens=2)
+    generate_batch(pair, [ids, ids], max_batch=2, max_tokens=2)
     gc.collect()
     before = mx.get_active_memory()
     with monkeypatch.context() as patch:
         patch.setattr(module, name, RunsOut(vars(module)[name], at, SAID[0]))
         with pytest.raises(MemoryRefusal, match="memory ran out"):
-            generate_batch(pair, [ids, ids], max_tokens=20)
+            generate_batch(pair, [ids, ids], max_batch=2, max_tokens=20)
         assert mx.get_active_memory() <= before and mx.get_cache_memory() == 0
-    assert [out.tokens for out in generate_batch(pair, [ids, ids], max_tokens=9)] == [text[:9]] * 2
+    assert [out.tokens for out in generate_batch(pair, [ids, ids], max_batch=2, max_tokens=9)] == [text[:9]] * 2
