@@ -2,7 +2,8 @@
 
 import functools
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -46,3 +47,12 @@ def sampled(seed: int) -> Sampling:
 def alone(ids: list[int], variant: str = "e2b", max_context: int = 512, **options: Any) -> list[int]:
     """The tokens of a cold run without drafts."""
     return generate(pair_of(variant, max_context), ids, **(options | {"num_draft_tokens": 0})).tokens
+
+
+def until(is_so: Callable[[], bool], within_s: float = WITHIN_S) -> float:
+    """Wait until it is so -> how long that took."""
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < within_s, "it took too long"
+        time.sleep(0.005)
+    return time.monotonic() - began

@@ -5,12 +5,12 @@ import http.client
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engines import until
 from mlx_mtp import Engine, load
 from mlx_mtp.pair import Pair
 from mlx_mtp.round import Rounds
@@ -30,6 +30,10 @@ def demo_pair(max_context: int = 2048, compiled: bool = True) -> Pair:
     if not compiled:
         pair = replace(pair, rounds=Rounds(pair.target, pair.drafter, compiled=False))
     return pair
+
+
+def chat_of(words: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": words}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +131,6 @@ def read_all(own: socket.socket) -> bytes:
         while part := own.recv(65536):
             parts.append(part)
     return b"".join(parts)
-
-
-def until(is_so: Callable[[], bool], within_s: float = WITHIN_S) -> float:
-    """Wait until it is so -> how long that took."""
-    began = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - began < within_s, "it took too long"
-        time.sleep(0.005)
-    return time.monotonic() - began
 
 
 @contextmanager

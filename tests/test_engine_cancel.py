@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import mlx_mtp.round
-from engines import LONG, WITHIN_S, alone, engine_on, ids_of, sampled
+from engines import LONG, WITHIN_S, alone, engine_on, ids_of, sampled, until
 from mlx_mtp import Engine
 from mlx_mtp.events import Progress
 
@@ -30,7 +30,7 @@ def test_a_hundred_starts_and_cancels():
             engine.submit(ids_of(), max_tokens=30, sampling=sampled(3)).result(WITHIN_S).tokens
             == expected[:30]
         )
-        assert (engine.status.running, engine.status.waiting) == (0, 0)
+        until(lambda: (engine.status.running, engine.status.waiting) == (0, 0))
     assert threading.active_count() == threads
 
 

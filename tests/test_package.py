@@ -44,6 +44,14 @@ def test_version_costs_less_than_300_ms():
     assert min(seconds() for _ in range(5)) < 0.3
 
 
+def test_the_package_is_the_command_too():
+    command = [sys.executable, "-m", "mlx_mtp", "chat", "--no-such-option"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (
+        done.returncode == 2 and "python -m mlx_mtp chat" in done.stderr and "--no-such-option" in done.stderr
+    )
+
+
 @pytest.mark.parametrize("name", [name for name in mlx_mtp.__all__ if name != "__version__"])
 def test_every_public_name_is_a_function_or_class(name: str):
     assert isinstance(vars(mlx_mtp).get(name) or mlx_mtp.__getattr__(name), FunctionType | type)

@@ -9,22 +9,12 @@ from typing import Any
 import openai
 import pytest
 
+from engines import until
 from mlx_mtp import Sampling, generate, generate_batch
 from mlx_mtp.prompt import prompt_ids
-from mlx_mtp.server.templates import template_of
-from scripted_replies import ScriptedChoice, scripted
-from servers import CHAT, HELLO, Running, demo_pair, no_ends, read_all, serving_demo, until
+from servers import CHAT, HELLO, Running, chat_of, demo_pair, no_ends, read_all, serving_demo
 
 WORDS = ["What is MLX?", "What is MTP?", "def f(x):", "What is Gemma?"]
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Add two numbers.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "number"}, "b": {"type": "number"}}},
-    },
-}
-Q = '<|"|>'
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +26,6 @@ def server() -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def client(server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="any", max_retries=0)
-
-
-def chat_of(words: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": words}]
 
 
 def alone(prompt: Any, **options: Any) -> str:
@@ -165,133 +151,6 @@ def test_fields_that_nobody_reads_are_named(server):
     reply = server.chat(temprature=0.5, user="me")
     assert reply.status == 200 and reply.headers["x-mlx-mtp-ignored"] == "temprature"
     assert "x-mlx-mtp-ignored" not in server.chat(user="me").headers
-
-
-@pytest.fixture(scope="module")
-def slow_server() -> Iterator[Running]:
-    """Not compiled, so that choices can be scripted."""
-    with serving_demo(compiled=False, max_batch=4, prefix_budget=0) as running:
-        yield running
-
-
-@pytest.fixture
-def told(slow_server) -> Iterator[tuple[Running, "Teller"]]:
-    with scripted(after=demo_pair().prompt_format.eos_ids[0]) as choice:
-        yield slow_server, Teller(choice)
-
-
-class Teller:
-    """Makes the model answer a chat with a text in which control tokens count."""
-
-    def __init__(self, choice: ScriptedChoice):
-        self._choice = choice
-
-    def tell(self, seed: int, messages: list[dict[str, Any]], text: str, **options: Any) -> None:
-        format = demo_pair().prompt_format
-        asked = prompt_ids(format, messages, **options)
-        self._choice.say(seed, len(asked.ids), encode(text))
-
-
-def encode(text: str) -> list[int]:
-    tokenizer = demo_pair().prompt_format.tokenizer
-    marks = ("<|tool_call>", "<tool_call|>", Q, "<|channel>", "<channel|>", "<|tool_response>")
-    ids: list[int] = []
-    while text:
-        at, mark = min(((text.find(mark), mark) for mark in marks if mark in text), default=(len(text), ""))
-        ids += tokenizer.encode(text[:at])
-        if mark:
-            ids.append(tokenizer.token_id(mark))
-        text = text[at + len(mark) :]
-    return ids
-
-
-CALLS = (
-    f"<|channel>thought\nI add.<channel|>Let me see.<|tool_call>call:add{{a:2,b:{Q}3 é{Q}}}<tool_call|>"
-    f"<|tool_call>call:add{{a:[1,{{}}]}}<tool_call|><|tool_response>"
-)
-
-
-@pytest.mark.parametrize("mtp", ["off", 3])
-@pytest.mark.parametrize("stream", [False, True])
-def test_calls_and_thoughts_are_told_apart(told, stream, mtp):
-    server, teller = told
-    teller.tell(11, HELLO, CALLS, tools=[ADD])
-    reply = server.chat(tools=[ADD], seed=11, max_tokens=200, stream=stream, mtp=mtp)
-    if stream:
-        message = {"content": reply.streamed(), "reasoning_content": reply.streamed("reasoning_content")}
-        calls: dict[int, dict[str, Any]] = {}
-        pieces = 0
-        for event in reply.events:
-            for delta in event["choices"][0]["delta"].get("tool_calls", ()):
-                if "id" in delta:
-                    calls[delta["index"]] = {
-                        "id": delta["id"],
-                        "type": delta["type"],
-                        "function": delta["function"],
-                    }
-                else:
-                    calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
-                    pieces += 1
-        message["tool_calls"] = list(calls.values())
-        assert pieces > 4, "arguments come as they are written"
-        reason = reply.events[-1]["choices"][0]["finish_reason"]
-    else:
-        message, reason = reply.json["choices"][0]["message"], reply.json["choices"][0]["finish_reason"]
-    assert (message["content"], message["reasoning_content"]) == ("Let me see.", "I add.")
-    assert [call["function"]["name"] for call in message["tool_calls"]] == ["add", "add"]
-    arguments = [json.loads(call["function"]["arguments"]) for call in message["tool_calls"]]
-    assert arguments == [{"a": 2, "b": "3 é"}, {"a": [1, {}]}]
-    assert len({call["id"] for call in message["tool_calls"]}) == 2 and reason == "tool_calls"
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_one_call_at_a_time_if_asked(told, stream):
-    server, teller = told
-    teller.tell(12, HELLO, CALLS, tools=[ADD])
-    reply = server.chat(tools=[ADD], seed=12, max_tokens=200, stream=stream, parallel_tool_calls=False)
-    text = reply.body.decode()
-    assert text.count('"name":"add"') == 1 and '"finish_reason":"tool_calls"' in text
-
-
-def test_without_tools_a_call_is_text(told):
-    server, teller = told
-    teller.tell(13, HELLO, CALLS)
-    for fields in ({}, {"tools": [ADD], "tool_choice": "none"}):
-        message = server.chat(seed=13, max_tokens=200, **fields).json["choices"][0]["message"]
-        assert "tool_calls" not in message and "<|tool_call>call:add{a:2" in message["content"]
-
-
-def test_a_client_that_runs_tools(told):
-    """OpenAI's client, its streaming helper included: it calls, is called, runs the function and asks again."""
-    server, teller = told
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="any", max_retries=0)
-    messages: list[Any] = chat_of("What is 2 + 3?")
-    teller.tell(14, messages, "<|tool_call>call:add{a:2,b:3}<tool_call|><|tool_response>", tools=[ADD])
-    asked = {"model": "demo", "tools": [ADD], "seed": 14, "max_tokens": 200}
-    with client.chat.completions.stream(messages=messages, **asked) as stream:
-        for _ in stream:
-            pass
-        first = stream.get_final_completion().choices[0].message
-    [call] = first.tool_calls
-    result = sum(json.loads(call.function.arguments).values())
-    messages += [
-        {
-            "role": "assistant",
-            "content": first.content,
-            "tool_calls": [call.model_dump(include={"id", "type", "function"})],
-        },
-        {"role": "tool", "tool_call_id": call.id, "content": str(result)},
-    ]
-    plain = json.loads(json.dumps(messages))
-    plain[-1]["name"] = "add"
-    rendered = demo_pair().prompt_format.tokenizer
-    ids = prompt_ids(demo_pair().prompt_format, plain, tools=[ADD]).ids
-    mark = ids.index(rendered.token_id("<|tool_response>"))
-    assert rendered.decode(ids[mark:]).startswith("response:add{value:5")
-    teller.tell(14, plain, "It is 5.", tools=[ADD])
-    second = client.chat.completions.create(messages=messages, **asked)
-    assert second.choices[0].message.content == "It is 5." and second.choices[0].finish_reason == "stop"
-    assert template_of(demo_pair().prompt_format).takes_tool_role
 
 
 def test_a_reader_who_leaves_ends_the_reply_within_a_round(server):
