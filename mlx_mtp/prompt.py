@@ -112,7 +112,7 @@ def prompt_ids(
         if not prompt:
             raise PromptError("the prompt is empty; write something")
         start = [] if format.bos_id is None else [format.bos_id]
-        return RenderedPrompt(start + format.tokenizer.encode(prompt), ())
+        return RenderedPrompt(_made(format, start + format.tokenizer.encode(prompt)), ())
     if not isinstance(prompt, list | tuple):
         raise PromptError(
             "a prompt is text, a list of token ids or a list of messages, "
@@ -150,9 +150,7 @@ def render_chat(
     if thinking is not None:
         variables["enable_thinking"] = thinking
     rendered = chat_template.render(template, variables, input_chars=sum(len(text) + 8 for text in texts))
-    ids = _encode_rendered(format.tokenizer, rendered, stand_ins)
-    if not ids:
-        raise PromptError("the chat template made an empty prompt of these messages; change the messages")
+    ids = _made(format, _encode_rendered(format.tokenizer, rendered, stand_ins))
     return RenderedPrompt(ids, model_turns(format.tokenizer, ids))
 
 
@@ -222,6 +220,24 @@ def _encode_rendered(tokenizer: Tokenizer, rendered: str, stand_ins: Mapping[str
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """-> a pattern of all `texts`, the longest first; it matches nothing where there are none."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
+
+
+def _made(format: PromptFormat, ids: list[int]) -> list[int]:
+    """-> ids that the tokenizer made. Raises PromptError for none, CheckpointError for one that has no embedding.
+
+    MLX reads beyond the table of embeddings without a word; how many tokens there are does not tell how they are
+    numbered.
+    """
+    if not ids:
+        raise PromptError(
+            "the tokenizer, or the chat template, makes an empty prompt of this; write something"
+        )
+    if max(ids) >= format.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has a token {max(ids)}, the model those below {format.vocab_size}; "
+            "use the tokenizer published with the model"
+        )
+    return ids
 
 
 def check_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:

@@ -10,7 +10,6 @@ from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
 from mlx_mtp.checkpoint import Tensors, read_drafter, read_target
 from mlx_mtp.tensor_names import expected_tensors
-from mlx_mtp.vocabulary import check_tokenizer
 from mlx_mtp.weights import DenseWeight, QuantizedWeight
 from tiny_checkpoints import (
     KINDS,
@@ -305,9 +304,3 @@ def test_reading_leaves_weights_on_disk(tmp_path: Path) -> None:
     assert mx.get_active_memory() - before < 1_000_000
     mx.eval(checkpoint.tensors["embed_tokens"].weight)
     assert mx.get_active_memory() - before > 50_000_000
-
-
-def test_a_tokenizer_may_have_fewer_tokens_than_the_embedding(tmp_path: Path) -> None:
-    content = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": VOCAB - 1, "content": "<x>"}]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    check_tokenizer(tmp_path, VOCAB)

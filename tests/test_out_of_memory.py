@@ -122,4 +122,6 @@ def test_a_batch_that_ran_out(monkeypatch, module, name, at):
         with pytest.raises(MemoryRefusal, match="memory ran out"):
             generate_batch(pair, [ids, ids], max_batch=2, max_tokens=20)
         assert mx.get_active_memory() <= before and mx.get_cache_memory() == 0
-    assert [out.tokens for out in generate_batch(pair, [ids, ids], max_batch=2, max_tokens=9)] == [text[:9]] * 2
+    assert [out.tokens for out in generate_batch(pair, [ids, ids], max_batch=2, max_tokens=9)] == [
+        text[:9]
+    ] * 2

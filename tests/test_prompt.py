@@ -197,6 +197,7 @@ def test_wider_model_vocabulary_is_allowed(folder: Path) -> None:
         ("tokenizer.json", None, "tokenizer.json is missing"),
         ("tokenizer.json", "{", "tokenizer.json is damaged"),
         ("tokenizer.json", "<html>", "tokenizer.json is damaged"),
+        ("tokenizer.json", "{}", "tokenizer.json is damaged"),
         ("tokenizer_config.json", "{", "tokenizer_config.json: cannot be read as JSON"),
         ("tokenizer_config.json", "[]", "must hold an object"),
         ("tokenizer_config.json", '{"chat_template": 5}', "chat_template must be text"),
@@ -214,6 +215,19 @@ def test_damaged_files_are_refused(copy: Path, file: str, content: str | bytes |
         load_prompt_format(copy, eos_ids=(1,))
     assert caught.value.exit_code == 3
     assert isinstance(caught.value, MtpError)
+
+
+def test_a_token_beyond_the_embedding_is_refused(format: PromptFormat, copy: Path) -> None:
+    """As many tokens as the model has rows for, but one is numbered beyond them: MLX would read any memory there."""
+    content = json.loads((copy / "tokenizer.json").read_text())
+    [index] = format.tokenizer.encode("e")
+    content["model"]["vocab"][format.tokenizer.token_text(index)] = 512
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    wrong = load_prompt_format(copy, eos_ids=(1,), vocab_size=512)
+    assert prompt_ids(wrong, "a").ids
+    for prompt in ("ae", [{"role": "user", "content": "ae"}]):
+        with pytest.raises(CheckpointError, match="has a token 512, the model those below 512"):
+            prompt_ids(wrong, prompt)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(folder: Path, copy: Path) -> None:
