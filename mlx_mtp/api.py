@@ -30,12 +30,16 @@ def stream_generate(
     stop: str | Sequence[str] = (),
     tools: list[dict[str, Any]] | None = None,
     thinking: bool | None = None,
+    log_probs: int | None = None,
+    begin_with: Sequence[int] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Generator[Chunk, None, None]:
     """Reply to a prompt chunk by chunk; closing the iterator cancels within one round.
 
     prompt: text as is, token ids, or chat messages (the model's template is applied). sampling None: the model's own
-    defaults. num_draft_tokens: "auto", or 0 (plain) to 15. Raises PromptError or ParameterError before any work.
+    defaults. num_draft_tokens: "auto", or 0 (plain) to 15. log_probs: 0 for those of the reply's tokens, up to 20 for
+    so many alternatives with each, in the chunks' `written` (see `TokenLogProbs`). begin_with: ids that the reply is
+    made to begin with. Raises PromptError or ParameterError before any work.
     """
     return Conversation(pair).stream(
         prompt,
@@ -45,6 +49,8 @@ def stream_generate(
         stop=stop,
         tools=tools,
         thinking=thinking,
+        log_probs=log_probs,
+        begin_with=begin_with,
         on_progress=on_progress,
     )
 
@@ -67,6 +73,7 @@ def generate_batch(
     stop: str | Sequence[str] = (),
     tools: list[dict[str, Any]] | None = None,
     thinking: bool | None = None,
+    log_probs: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Replies to all prompts, at most `max_batch` decoded together; n answers to a prompt share its prefill.
@@ -98,6 +105,7 @@ def generate_batch(
             stop=stop,
             tools=tools,
             thinking=thinking,
+            log_probs=log_probs,
         )
         for prompt, own in zip(prompts, per_prompt, strict=True)
     ]

@@ -96,6 +96,8 @@ class Engine:
         stop: str | Sequence[str] = (),
         tools: list[dict[str, Any]] | None = None,
         thinking: bool | None = None,
+        log_probs: int | None = None,
+        begin_with: Sequence[int] = (),
         on_event: Callable[[Event], None] | None = None,
     ) -> Handle:
         """Queue a request from any thread; arguments as for `generate`, checked before this returns.
@@ -111,6 +113,8 @@ class Engine:
             "stop": stop,
             "tools": tools,
             "thinking": thinking,
+            "log_probs": log_probs,
+            "begin_with": begin_with,
         }
         handle = Handle(self._worker.submit(prompt, options), self)
         if on_event is not None:

@@ -14,8 +14,9 @@ from mlx_mtp.handles import Handle
 from mlx_mtp.reply import Chunk, Generation
 from mlx_mtp.server.asks import Ask
 from mlx_mtp.server.events import ALIVE, Events
+from mlx_mtp.server.log_probs import Entry
 from mlx_mtp.server.refusals import Refusal, refusal_of
-from mlx_mtp.server.replies import as_bytes, heading_of, reply_object
+from mlx_mtp.server.replies import Answer, as_bytes, heading_of, reply_object
 from mlx_mtp.server.tool_calls import Ended, ToolCallReader
 
 HEADERS_WITHIN_S = 5.0  # an error that is known by then has a status of its own
@@ -100,12 +101,8 @@ async def _while_there(receive: Receive, outcome: Outcome) -> AsyncIterator[None
 
 
 async def _whole(ask: Ask, model: str, handles: list[Handle], send: Send, outcome: Outcome) -> None:
-    cut = [False] * len(handles)
-    if ask.parallel_calls or not ask.has_tools:
-        results = [await _result(handle) for handle in handles]
-    else:
-        results = [await _until_call(handle, cut, at) for at, handle in enumerate(handles)]
-    body = as_bytes(reply_object(ask, heading_of(ask, model), results, cut))
+    answers = [await _read_whole(ask, handle) for handle in handles]
+    body = as_bytes(reply_object(ask, heading_of(ask, model), answers))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     try:
         await _send(send, {"type": "http.response.start", "status": 200, "headers": headers + _ignored(ask)})
@@ -115,24 +112,26 @@ async def _whole(ask: Ask, model: str, handles: list[Handle], send: Send, outcom
         outcome.has_left = True
 
 
-async def _result(handle: Handle) -> Generation:
+async def _read_whole(ask: Ask, handle: Handle) -> Answer:
+    """An answer to its end, or to that of its first complete call where one is all that is wanted."""
+    is_one = ask.has_tools and not ask.parallel_calls
     try:
-        return await handle
-    except MtpError as error:
-        raise refusal_of(error) from None
-
-
-async def _until_call(handle: Handle, cut: list[bool], at: int) -> Generation:
-    """The answer up to its first complete call."""
-    reader = ToolCallReader()
-    try:
+        if not is_one and ask.log_probs is None:
+            return Answer(await handle)
+        reader, is_cut = ToolCallReader(), False
+        shown = None if ask.log_probs is None else ask.log_probs.shown_tokens()
+        entries: list[Entry] = []
         async for chunk in handle:
-            if not cut[at] and any(isinstance(part, Ended) for part in reader.push(chunk.tool_call)):
-                cut[at] = chunk.finish_reason is None
-                handle.cancel()
+            if shown is not None:
+                entries += shown.take(chunk)
+            if is_one and not is_cut:
+                has_ended = any(isinstance(part, Ended) for part in reader.push(chunk.tool_call))
+                if has_ended:
+                    is_cut = chunk.finish_reason is None
+                    handle.cancel()
+        return Answer(await handle, is_cut, entries)
     except MtpError as error:
         raise refusal_of(error) from None
-    return await _result(handle)
 
 
 async def _stream(ask: Ask, model: str, handles: list[Handle], send: Send, outcome: Outcome) -> None:

@@ -9,9 +9,12 @@ from mlx_mtp.sampling import Sampling
 from mlx_mtp.server.body import check_bytes
 from mlx_mtp.server.chat_messages import messages_of, tools_of
 from mlx_mtp.server.fields import Fields
+from mlx_mtp.server.log_probs import LogProbsAsked
 from mlx_mtp.server.refusals import Refusal, bad, unsupported
-from mlx_mtp.server.settings import check_log_probs, drafts_of, sampling_of, stops_of
+from mlx_mtp.server.settings import chat_log_probs_of, drafts_of, sampling_of, stops_of, text_log_probs_of
 from mlx_mtp.server.templates import Template
+from mlx_mtp.server.tool_choice import MustCall, is_without_tools, must_call
+from mlx_mtp.stream import Channel
 
 MAX_ANSWERS = 16  # n, and prompts times n
 COMPLETION_TOKENS = 16  # OpenAI's default for text completions
@@ -67,7 +70,9 @@ class Ask:
     is_stream: bool
     with_usage: bool
     has_tools: bool = False
+    must_call: MustCall | None = None
     parallel_calls: bool = True
+    log_probs: LogProbsAsked | None = None
     ignored: tuple[str, ...] = ()  # fields that nobody looked at
 
     @property
@@ -95,22 +100,24 @@ def chat_ask(body: dict[str, Any], served: Served) -> Ask:
     _check_model(fields, served)
     messages = messages_of(fields, takes_tool_role=served.template.takes_tool_role)
     tools = tools_of(fields)
+    must = must_call(fields, tools or (), served.pair.prompt_format.tokenizer)
+    if is_without_tools(fields):
+        tools = None
     if tools and not served.template.takes_tools:
         raise unsupported("tools", "this model's chat template takes no tools; leave tools out")
-    options = {"tools": tools, "thinking": _thinking(fields, served)}
-    parallel = fields.flag("parallel_tool_calls", True)
+    options: dict[str, Any] = {"tools": tools, "thinking": _thinking(fields, served)}
+    if must is not None:
+        options["begin_with"] = must.begin_with
+    parallel = bool(fields.flag("parallel_tool_calls", True))
     _check_format(fields)
     older = fields.whole("max_tokens", 1)
     most = fields.whole("max_completion_tokens", 1) or older
-    return _ask(
-        "chat",
-        (messages,),
-        fields,
-        served,
-        options,
-        most or served.max_tokens,
-        tools is not None,
-        bool(parallel),
+    ask = _ask("chat", (messages,), fields, served, options, most or served.max_tokens)
+    return replace(
+        ask,
+        has_tools=tools is not None,
+        must_call=must,
+        parallel_calls=parallel and not (must is not None and must.is_one),
     )
 
 
@@ -120,7 +127,7 @@ def completion_ask(body: dict[str, Any], served: Served) -> Ask:
     _check_model(fields, served)
     prompts = _prompts(fields)
     most = fields.whole("max_tokens", 1) or COMPLETION_TOKENS
-    return _ask("completion", prompts, fields, served, {}, most, False, True)
+    return _ask("completion", prompts, fields, served, {}, most)
 
 
 def _ask(
@@ -130,24 +137,37 @@ def _ask(
     served: Served,
     options: dict[str, Any],
     max_tokens: int,
-    has_tools: bool,
-    parallel_calls: bool,
 ) -> Ask:
+    """What both kinds of request have; `options` are those of one kind."""
     n = _answers(fields, len(prompts))
     is_stream = bool(fields.flag("stream", False))
     with_usage = _with_usage(fields, is_stream=is_stream)
     sampling = sampling_of(fields, served.pair.sampling)
+    log_probs = _log_probs(kind, fields, served, has_tools=bool(options.get("tools")))
     options |= {
         "max_tokens": max_tokens,
         "stop": stops_of(fields),
         "num_draft_tokens": drafts_of(fields, served.num_draft_tokens),
+        "log_probs": None if log_probs is None else log_probs.count,
     }
-    check_log_probs(fields)
     for name, remedy in REFUSED.items():
         if fields.value(name) not in (None, False, "", [], {}):
             raise unsupported(name, f"{name} is not supported by this server; {remedy}")
     ignored = fields.unread(HARMLESS)
-    return Ask(kind, prompts, n, options, sampling, is_stream, with_usage, has_tools, parallel_calls, ignored)
+    return Ask(
+        kind, prompts, n, options, sampling, is_stream, with_usage, log_probs=log_probs, ignored=ignored
+    )
+
+
+def _log_probs(
+    kind: Literal["chat", "completion"], fields: Fields, served: Served, *, has_tools: bool
+) -> LogProbsAsked | None:
+    """Those of a choice's text: where calls are told apart, they are no part of it."""
+    count = chat_log_probs_of(fields) if kind == "chat" else text_log_probs_of(fields)
+    if count is None:
+        return None
+    channels: frozenset[Channel] = frozenset({"answer"} if has_tools else {"answer", "tool"})
+    return LogProbsAsked(count, kind == "chat", served.pair.prompt_format.tokenizer, channels)
 
 
 def _check_model(fields: Fields, served: Served) -> None:

@@ -63,18 +63,11 @@ def _check_parts(content: list[Any], where: str) -> None:
 
 
 def tools_of(fields: Fields) -> list[dict[str, Any]] | None:
-    """`tools`, unless tool_choice is "none". Raises Refusal for what cannot be honoured."""
+    """`tools`, None where there are none. Raises Refusal for what is no tool."""
     given = fields.items("tools", MAX_TOOLS)
-    choice = fields.value("tool_choice")
-    if choice not in (None, "auto", "none"):
-        if not (choice == "required" or isinstance(choice, dict)):
-            raise bad("tool_choice", 'tool_choice must be "auto" or "none"; choose one')
-        raise unsupported(
-            "tool_choice", 'a call cannot be forced; use tool_choice "auto", and ask for the call in words'
-        )
     for at, tool in enumerate(given or ()):
         _check_tool(tool, f"tools[{at}]")
-    return None if choice == "none" or not given else given
+    return given or None
 
 
 def _check_tool(tool: Any, where: str) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import mlx_mtp
+from mlx_mtp.log_probs import MOST_ALTERNATIVES
 from mlx_mtp.server.asks import MAX_ANSWERS
 from mlx_mtp.server.chat_messages import MAX_MESSAGES, MAX_TOOLS
 from mlx_mtp.server.settings import LEAST_REPETITION, MAX_STOPS
@@ -136,9 +137,25 @@ def _chat(model: str) -> Schema:
             "items": {"$ref": "#/components/schemas/Tool"},
             "maxItems": MAX_TOOLS,
         },
-        "tool_choice": {"type": ["string", "null"], "enum": ["auto", "none", None]},
+        "tool_choice": {
+            "description": "A call can be forced only where tools are given, and of a function among them.",
+            "anyOf": [
+                {"type": ["string", "null"], "enum": ["auto", "none", "required", None]},
+                {"$ref": "#/components/schemas/NamedFunction"},
+            ],
+        },
         "parallel_tool_calls": _or_null("boolean"),
         "thinking": _or_null("boolean"),
+        "logprobs": {
+            "type": ["boolean", "null"],
+            "description": "Of the model's own distribution, before penalties, bias, temperature and filters.",
+        },
+        "top_logprobs": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "maximum": MOST_ALTERNATIVES,
+            "description": "Only with logprobs.",
+        },
         "response_format": _or_null("object", properties={"type": {"const": "text"}}, required=["type"]),
     }
     return _object(fields, "messages", **_stream_rule())
@@ -148,7 +165,11 @@ def _completion(model: str) -> Schema:
     text = {"type": "string", "minLength": 1}
     ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
     many = {"type": "array", "items": {"anyOf": [text, ids]}, "minItems": 1, "maxItems": MAX_ANSWERS}
-    fields = _common(model) | _stream_options() | {"prompt": {"anyOf": [text, ids, many]}}
+    fields = _common(model) | _stream_options()
+    fields |= {
+        "prompt": {"anyOf": [text, ids, many]},
+        "logprobs": _or_null("integer", minimum=0, maximum=MOST_ALTERNATIVES),
+    }
     return _object(fields, "prompt", **_stream_rule())
 
 
@@ -179,6 +200,7 @@ def _schemas() -> Schema:
         "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": model}}, "data"),
         "Message": _message(),
         "Tool": _tool(),
+        "NamedFunction": _named_function(),
     }
 
 
@@ -207,3 +229,11 @@ def _tool() -> Schema:
         "name",
     )
     return _object({"type": {"const": "function"}, "function": function}, "function")
+
+
+def _named_function() -> Schema:
+    return _object(
+        {"type": {"const": "function"}, "function": _object({"name": {"type": "string"}}, "name")},
+        "type",
+        "function",
+    )

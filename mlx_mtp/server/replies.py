@@ -10,8 +10,10 @@ from typing import Any
 import mlx_mtp
 from mlx_mtp.reply import Generation
 from mlx_mtp.server.asks import Ask
+from mlx_mtp.server.log_probs import Entry
 from mlx_mtp.server.refusals import SERVER, Refusal, unavailable
 from mlx_mtp.server.tool_calls import Argued, Begun, NoCall, Part, ToolCallReader
+from mlx_mtp.server.tool_choice import check_call, check_name
 from mlx_mtp.stats import Stats
 
 FINGERPRINT = f"mlx-mtp-{mlx_mtp.__version__}"
@@ -83,25 +85,34 @@ def finish_reason(result: Generation, calls: int, *, is_cut: bool = False) -> st
     return "tool_calls" if calls else "stop"
 
 
-def reply_object(
-    ask: Ask, heading: Heading, results: Sequence[Generation], cut: Sequence[bool]
-) -> dict[str, Any]:
+@dataclass(slots=True)
+class Answer:
+    """One finished answer; `is_cut`: this server ended it behind its first call; `shown`: tokens with log_probs."""
+
+    result: Generation
+    is_cut: bool = False
+    shown: list[Entry] = field(default_factory=list)
+
+
+def reply_object(ask: Ask, heading: Heading, answers: Sequence[Answer]) -> dict[str, Any]:
     """All answers in one object. Raises Refusal where one failed."""
     make = _chat_choice if ask.kind == "chat" else _text_choice
-    choices = [make(ask, at, result, cut[at]) for at, result in enumerate(results)]
-    return heading.object(
-        chunk=False, choices=choices, usage=usage_of(ask, [result.stats for result in results])
-    )
+    choices = [make(ask, at, answer) for at, answer in enumerate(answers)]
+    usage = usage_of(ask, [answer.result.stats for answer in answers])
+    return heading.object(chunk=False, choices=choices, usage=usage)
 
 
-def _chat_choice(ask: Ask, at: int, result: Generation, is_cut: bool) -> dict[str, Any]:
-    calls = Calls()
+def _chat_choice(ask: Ask, at: int, answer: Answer) -> dict[str, Any]:
+    result, calls = answer.result, Calls()
     if ask.has_tools:
         reader = ToolCallReader()
         calls.add(reader.push(result.tool_call))
         calls.add(reader.finish(is_whole=result.finish_reason != "length"))
-        if is_cut:
+        if answer.is_cut:
             calls.calls = calls.calls[:1]
+        for call in calls.calls:
+            check_name(ask.must_call, call["function"]["name"])
+        check_call(ask.must_call, reader.complete, result.finish_reason)
         text = result.text + calls.text
     else:
         text = result.text + result.tool_call
@@ -110,15 +121,24 @@ def _chat_choice(ask: Ask, at: int, result: Generation, is_cut: bool) -> dict[st
         message["reasoning_content"] = result.thought
     if calls.calls:
         message |= {"content": text or None, "tool_calls": calls.calls}
-    reason = finish_reason(result, len(calls.calls), is_cut=is_cut)
-    return {"index": at, "message": message, "logprobs": None, "finish_reason": reason}
+    reason = finish_reason(result, len(calls.calls), is_cut=answer.is_cut)
+    return {"index": at, "message": message, "logprobs": _log_probs(ask, answer), "finish_reason": reason}
 
 
-def _text_choice(ask: Ask, at: int, result: Generation, is_cut: bool) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": at, "text": result.text + result.tool_call, "logprobs": None}
+def _text_choice(ask: Ask, at: int, answer: Answer) -> dict[str, Any]:
+    result = answer.result
+    choice: dict[str, Any] = {
+        "index": at,
+        "text": result.text + result.tool_call,
+        "logprobs": _log_probs(ask, answer),
+    }
     if result.thought:
         choice["reasoning_content"] = result.thought
     return choice | {"finish_reason": finish_reason(result, 0)}
+
+
+def _log_probs(ask: Ask, answer: Answer) -> dict[str, Any] | None:
+    return None if ask.log_probs is None else ask.log_probs.field(answer.shown)
 
 
 def usage_of(ask: Ask, stats: Sequence[Stats]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_mtp.errors import ParameterError
+from mlx_mtp.log_probs import MOST_ALTERNATIVES
 from mlx_mtp.sampling import Sampling
 from mlx_mtp.server.body import check_bytes
 from mlx_mtp.server.fields import Fields
-from mlx_mtp.server.refusals import bad, refusal_of, unsupported
+from mlx_mtp.server.refusals import bad, refusal_of
 
 MAX_STOPS = 4
 LEAST_REPETITION = 0.01  # logits divided by less stop being numbers
@@ -78,8 +79,16 @@ def _bias(fields: Fields) -> dict[int, float] | None:
     return read
 
 
-def check_log_probs(fields: Fields) -> None:
-    for name in ("logprobs", "top_logprobs"):
-        value = fields.value(name)
-        if value is not None and value is not False:
-            raise unsupported(name, f"{name} is not supported yet; leave it out")
+def chat_log_probs_of(fields: Fields) -> int | None:
+    """`logprobs` true or false, `top_logprobs` 0 to 20 -> alternatives with each token, None for no log_probs."""
+    count = fields.whole("top_logprobs", 0, MOST_ALTERNATIVES)
+    if fields.flag("logprobs", False):
+        return count or 0
+    if count is not None:
+        raise bad("top_logprobs", "top_logprobs go with logprobs; set logprobs to true, or leave them out")
+    return None
+
+
+def text_log_probs_of(fields: Fields) -> int | None:
+    """`logprobs` of a text completion, a number."""
+    return fields.whole("logprobs", 0, MOST_ALTERNATIVES)

@@ -58,6 +58,7 @@ class ToolCallReader:
 
     def __init__(self) -> None:
         self.count = 0  # calls with a name
+        self.complete = 0  # of these, whose end the model wrote
         self._held = ""
         self._header: str | None = None  # of the call that has no name yet
         self._arguments: Arguments | None = None
@@ -85,6 +86,7 @@ class ToolCallReader:
             self._take(symbol, parts)
         self._held = ""
         if self._arguments is not None and (is_whole or self._may_be_closed):
+            self.complete += self._may_be_closed
             self._close(parts)
         elif self._header is not None:
             parts.append(NoCall(OPEN + self._header))
@@ -130,6 +132,7 @@ class ToolCallReader:
 
     def _end_call(self, parts: list[Part]) -> None:
         if self._arguments is not None:
+            self.complete += 1
             self._close(parts)
         elif self._header is not None:
             parts.append(NoCall(OPEN + self._header + CLOSE))
