@@ -1,5 +1,6 @@
 """The parts of the command line that need no model: commands, options, status line, Ctrl-C, output."""
 
+import inspect
 import io
 import sys
 import time
@@ -11,6 +12,7 @@ from mlx_mtp import Sampling
 from mlx_mtp.cli import terminal
 from mlx_mtp.cli.commands import Command, Message, Unknown, read_line
 from mlx_mtp.cli.interrupts import Interrupts
+from mlx_mtp.cli.option_groups import takes
 from mlx_mtp.cli.options import parse_mtp, reply_options
 from mlx_mtp.cli.patience import Patience
 from mlx_mtp.cli.status import context_warning, short_count, status_line
@@ -64,6 +66,24 @@ def test_command_line_sampling_changes_only_what_was_given():
         "thinking": None,
         "sampling": Sampling(temperature=0.0, top_k=64, top_p=0.95, seed=3),
     }
+
+
+def test_a_group_of_options_stands_where_its_value_is_taken():
+    def size(*, wide: int = 3, high: int) -> tuple[int, int]:
+        return wide, high
+
+    told = []
+
+    @takes(box=size)
+    def command(*, first: str, box: tuple[int, int], last: bool = False) -> None:
+        """What it does."""
+        told.append((first, box, last))
+
+    shown = inspect.signature(command).parameters
+    assert list(shown) == ["first", "wide", "high", "last"] and shown["wide"].default == 3
+    assert command.__doc__ == "What it does."
+    command(first="a", wide=5, high=7, last=True)
+    assert told == [("a", (5, 7), True)]
 
 
 @pytest.mark.parametrize(
