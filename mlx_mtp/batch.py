@@ -152,7 +152,7 @@ class Batch:
                 relief = self._guard.relief()
                 if relief != "none":
                     return relief
-                if self._width.widens(is_short_of_places=bool(self.waiting)):
+                if self._width.widens(rows_wait=bool(self.waiting)):
                     return "none"
                 if not self.waiting and 2 * running <= len(self._slots.rows):
                     return "none"

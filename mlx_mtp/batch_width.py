@@ -45,10 +45,10 @@ class Width:
             self._played = 0
             self._chooser.look(left)
 
-    def widens(self, *, is_short_of_places: bool) -> bool:
+    def widens(self, *, rows_wait: bool) -> bool:
         """Count a round without a shortage of memory -> whether more rows are admitted from now on."""
         self._calm += 1
-        if self._admitted >= self._widest or not is_short_of_places or self._calm < CALM_ROUNDS:
+        if self._admitted >= self._widest or not rows_wait or self._calm < CALM_ROUNDS:
             return False
         self._calm, self._admitted = 0, min(2 * self._admitted, self._widest)
         return True

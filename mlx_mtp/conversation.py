@@ -60,10 +60,7 @@ def make_request(
 
     begin_with: ids that the reply is made to begin with: prefilled, not drawn, and part of its text.
     """
-    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-        raise ParameterError(
-            f"max_tokens must be a whole number >= 1, got {max_tokens!r}; ask for at least one token"
-        )
+    check_max_tokens(max_tokens)
     make_policy(num_draft_tokens, has_drafter=pair.drafter is not None)  # refuses what is no number of drafts
     stops = check_stops(stop)
     check_log_probs(log_probs)
@@ -91,6 +88,15 @@ def make_request(
         log_probs,
         tuple(begun),
     )
+
+
+def check_max_tokens(max_tokens: int) -> int:
+    """`max_tokens` if a reply can have so many; ParameterError otherwise."""
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+        raise ParameterError(
+            f"max_tokens must be a whole number >= 1, got {max_tokens!r}; ask for at least one token"
+        )
+    return max_tokens
 
 
 def start_row(

@@ -68,6 +68,11 @@ def test_command_line_sampling_changes_only_what_was_given():
     }
 
 
+def test_a_reply_without_a_token_is_refused_before_a_model_is_opened():
+    with pytest.raises(ParameterError, match="at least one token"):
+        reply_options(mtp="auto", max_tokens=0)
+
+
 def test_a_group_of_options_stands_where_its_value_is_taken():
     def size(*, wide: int = 3, high: int) -> tuple[int, int]:
         return wide, high

@@ -103,6 +103,7 @@ def reply_options(
     thinking: Thinking = None,
 ) -> ReplyOptions:
     """Options as they were typed, refused before a model is opened where that needs no model."""
+    from mlx_mtp.conversation import check_max_tokens
     from mlx_mtp.policy import make_policy
     from mlx_mtp.sampling import Sampling
     from mlx_mtp.stream import check_stops
@@ -121,4 +122,4 @@ def reply_options(
     }
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     Sampling(**given)
-    return ReplyOptions(max_tokens, num_draft_tokens, check_stops(stop), thinking, given)
+    return ReplyOptions(check_max_tokens(max_tokens), num_draft_tokens, check_stops(stop), thinking, given)
