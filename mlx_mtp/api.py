@@ -11,7 +11,6 @@ from mlx_mtp.batch_width import check_batch
 from mlx_mtp.conversation import Conversation, Prompt, Request, make_request
 from mlx_mtp.errors import ParameterError
 from mlx_mtp.pair import Pair
-from mlx_mtp.policy import make_policy
 from mlx_mtp.pressure import Guard
 from mlx_mtp.reply import Chunk, Generation, collect
 from mlx_mtp.sampling import Sampling
@@ -110,8 +109,7 @@ def generate_batch(
         for prompt, own in zip(prompts, per_prompt, strict=True)
     ]
     rows = [answer for request in requests for answer in answers_to(request, n)]
-    rounds, has_drafter = pair.rounds, pair.drafter is not None
-    policy = make_policy(num_draft_tokens, has_drafter=has_drafter, fit=rounds.fit, times=rounds.times)
+    policy, rounds = pair.policy(num_draft_tokens), pair.rounds
     chooser = make_chooser(rounds.times, rounds.fit, num_draft_tokens, wanted) if wide == "auto" else wide
     return generate_rows(pair, rows, policy, Guard(), Watch(on_progress), max_batch=chooser)
 
