@@ -36,6 +36,10 @@ def chat_of(words: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": words}]
 
 
+def chat_with(**fields: Any) -> dict[str, Any]:
+    return {"messages": HELLO, "max_tokens": 4, **fields}
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One answer as it came."""
