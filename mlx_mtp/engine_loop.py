@@ -5,7 +5,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -25,8 +25,6 @@ from mlx_mtp.prefix_cache import PrefixCache
 from mlx_mtp.pressure import Guard, out_of_memory_refused
 from mlx_mtp.progress import OnProgress, Progress, silent
 from mlx_mtp.prompt import TURN
-from mlx_mtp.round import Rounds
-from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.row_start import Row
 from mlx_mtp.shared_policy import SharedPolicy
 
@@ -34,6 +32,8 @@ LOG = logging.getLogger(__name__)
 PREFIX_SHARE, PREFIX_AT_MOST = 0.25, 8 * GIB  # of what is left of the budget once the model is loaded
 LOOK_EVERY_S = 5.0  # how often an engine that has nothing to do looks whether memory is short
 EXIT_WITHIN_S = 30.0  # for which the process's end waits: a round or a chunk of a prefill may be running
+
+Source = Callable[[OnProgress], AbstractContextManager[Pair]]  # entered, and left, on the engine's thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,9 @@ class Settings:
 class Worker:
     """An engine's thread and what is asked of it."""
 
-    def __init__(
-        self, source: Callable[[OnProgress], Pair], on_progress: OnProgress | None, settings: Settings
-    ):
+    def __init__(self, source: Source, on_progress: OnProgress | None, settings: Settings):
         self.pair: Pair | None = None
-        self._source: Callable[[OnProgress], Pair] | None = source
+        self._source: Source | None = source
         self._on_progress = on_progress or silent
         self._settings = settings
         self._batch: Batch | None = None
@@ -87,8 +85,11 @@ class Worker:
         status: Status = "failed"
         error: BaseException | None = None
         try:
-            with self._limits():
-                self._load()
+            source, self._source = self._source, None
+            assert source is not None, "the thread runs once"
+            with self._limits(), source(self._report) as self.pair:
+                del source
+                self.inbox.set_ready()
                 self._serve()
             status = "closed"
         except MtpError as failure:
@@ -101,17 +102,6 @@ class Worker:
 
     def _limits(self) -> AbstractContextManager[None]:
         return memory_limits(this_machine()) if self._settings.set_memory_limits else nullcontext()
-
-    def _load(self) -> None:
-        source, self._source = self._source, None
-        assert source is not None, "the thread runs once"
-        pair = source(self._report)
-        # Rounds of its own: times, counts and compiled functions belong to one thread.
-        times = RoundTimes(pair.rounds.times.prior)
-        rounds = Rounds(pair.target, pair.drafter, compiled=pair.rounds.compiled, times=times)
-        rounds.exactness, rounds.tax = pair.rounds.exactness, pair.rounds.tax
-        self.pair = replace(pair, rounds=rounds)
-        self.inbox.set_ready()
 
     def _report(self, progress: Progress) -> None:
         """Also where a load is given up, because the engine was closed meanwhile."""
@@ -146,7 +136,12 @@ class Worker:
     def _run_batch(self, pair: Pair, rows: Sequence[Row], guard: Guard, cache: PrefixCache) -> list[Row]:
         """Decode until nothing is left to do -> rows that had not begun when something went wrong for the others."""
         policy = SharedPolicy(pair, self._asked)
-        watch = Watch(on_progress=lambda done, total: policy.forget_time())
+
+        def on_progress(done: int, total: int) -> None:
+            policy.forget_time()
+            self._count_rows(being_read=1)
+
+        watch = Watch(on_progress=on_progress)
         batch = self._batch = Batch(
             pair,
             rows,
@@ -192,7 +187,7 @@ class Worker:
         """Rows of the requests that have come since the last look."""
         pair, batch = self.pair, self._batch
         assert pair is not None and batch is not None, "asked by the batch that runs"
-        self.inbox.load.running, self.inbox.load.waiting = len(batch.running), len(batch.waiting)
+        self._count_rows()
         rows = []
         for job in self.inbox.take():
             try:
@@ -204,6 +199,12 @@ class Worker:
                 words = f"this request could not be checked ({error!r}); others are not affected"
                 job.mailbox.failed(GenerationError(words))
         return rows
+
+    def _count_rows(self, being_read: int = 0) -> None:
+        """Say how many requests run and wait; a row whose prompt is being read stands among those that wait still."""
+        batch, load = self._batch, self.inbox.load
+        if batch is not None:
+            load.running, load.waiting = len(batch.running), len(batch.waiting) - being_read
 
     def _count(self, cache: PrefixCache) -> None:
         self.inbox.load = Load(cached_bytes=cache.nbytes)

@@ -116,6 +116,25 @@ def test_timeouts():
         assert handle.result(WITHIN_S).finish_reason == "cancelled"
 
 
+def test_a_queue_is_full_while_a_long_prompt_is_read_too():
+    """Requests that were taken over together with the prompt still wait."""
+    with engine_on(max_context=4096, max_batch=1, max_queue=2, wait=True) as engine:
+        hold = engine.submit(ids_of(), max_tokens=LONG)
+        next(hold_kept := iter(hold))
+        reading = engine.submit(ids_of(count=60) * 60, max_tokens=5)  # 3600 tokens: eight chunks
+        waiting = engine.submit(ids_of(), max_tokens=2)
+        hold.cancel()
+        for event in reading.events():
+            if isinstance(event, Progress) and event.done:
+                assert engine.status.waiting == 1
+                more = engine.submit(ids_of(), max_tokens=2)
+                with pytest.raises(BusyError, match="2 requests wait"):
+                    engine.submit(ids_of(), max_tokens=2)
+                break
+        assert waiting.result(WITHIN_S).tokens and more.result(WITHIN_S).tokens
+        del hold_kept
+
+
 def test_broken_numbers_end_one_reply_and_leave_nothing_behind(monkeypatch):
     import mlx.core as mx
 
