@@ -2,8 +2,9 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,10 @@ from mlx_mtp.errors import EngineError, ParameterError
 from mlx_mtp.events import Event
 from mlx_mtp.handles import Handle, call_with_events
 from mlx_mtp.pair import Pair, load
+from mlx_mtp.profiles import kept_times
 from mlx_mtp.progress import OnProgress
+from mlx_mtp.round import Rounds
+from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.sampling import Sampling
 
 logging.getLogger("mlx_mtp").addHandler(logging.NullHandler())
@@ -43,7 +47,8 @@ class Engine:
     that may wait beyond. memory_budget: bytes that the process may take (None: what models may on this machine);
     prefix_budget: of these, for K/V of earlier requests, so that one which begins alike prefills only what is new
     (None: a quarter of what the model leaves, at most 8 GB; 0: none). set_memory_limits: also set MLX's process-wide
-    wired and cache limits while it is open.
+    wired and cache limits while it is open. keep_times: take over how long rounds took in earlier runs with this model,
+    and keep it for the next in this user's data folder, so that "auto" need not try again what pays.
 
     Nothing is printed; no signal handler, environment variable or limit is changed otherwise. Raises what `load`
     raises, and ParameterError.
@@ -58,6 +63,7 @@ class Engine:
         memory_budget: int | None = None,
         prefix_budget: int | None = None,
         set_memory_limits: bool = False,
+        keep_times: bool = True,
         wait: bool = True,
         on_progress: OnProgress | None = None,
         **load_options: Any,
@@ -77,10 +83,10 @@ class Engine:
                     f"{', '.join(load_options)} belong to a model that the engine loads, but a loaded pair was given; "
                     "give its name instead, or leave them out"
                 )
-            source: Callable[[OnProgress], Pair] = partial(_given, pair)
+            find: Callable[[OnProgress], Pair] = partial(_given, pair)
         else:
-            source = partial(_loaded, pair, load_options)
-        self._worker = Worker(source, on_progress, settings)
+            find = partial(_loaded, pair, load_options)
+        self._worker = Worker(partial(_ready, find, keep_times), on_progress, settings)
         # Also at the interpreter's exit: what is being generated then ends within a round.
         self._closed = weakref.finalize(self, self._worker.stop)
         if wait:
@@ -165,6 +171,18 @@ def _given(pair: Pair, on_progress: OnProgress) -> Pair:
 
 def _loaded(name: str | Path, options: dict[str, Any], on_progress: OnProgress) -> Pair:
     return load(name, on_progress=on_progress, **options)
+
+
+@contextmanager
+def _ready(find: Callable[[OnProgress], Pair], keep_times: bool, on_progress: OnProgress) -> Iterator[Pair]:
+    """The pair with rounds of its own: times, counts and compiled functions belong to one thread."""
+    pair = find(on_progress)
+    times = RoundTimes(pair.rounds.times.prior)
+    rounds = Rounds(pair.target, pair.drafter, compiled=pair.rounds.compiled, times=times)
+    rounds.exactness, rounds.tax = pair.rounds.exactness, pair.rounds.tax
+    pair = replace(pair, rounds=rounds)
+    with kept_times(pair) if keep_times else nullcontext() as warning:
+        yield pair if warning is None else replace(pair, warnings=(*pair.warnings, warning))
 
 
 def _check_count(name: str, value: int | None, least: int) -> None:

@@ -6,11 +6,13 @@ A profile saves the first tries of the next run, no more: one that cannot be use
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlx_mtp.errors import ParameterError, StorageError
+from mlx_mtp.errors import CheckpointError, ParameterError, StorageError
 from mlx_mtp.headers import weight_files
 from mlx_mtp.kept_quantized import seal_of
 from mlx_mtp.kernels.operations import format_of
@@ -99,6 +101,28 @@ def save(times: RoundTimes, key: ProfileKey) -> str | None:
         return write_json_file(profile_path(key), times.to_json(), key=asdict(key))
     except StorageError as error:
         return str(error)
+
+
+@contextmanager
+def kept_times(pair: "Pair") -> Iterator[str | None]:
+    """Inside, times of rounds that earlier runs kept are known; afterwards those of this run are kept -> a warning.
+
+    On the thread that plays the pair's rounds. Nothing is known or kept of a pair without a drafter, which has one kind
+    of round, or without files.
+    """
+    if pair.drafter is None or pair.folder is None:
+        yield None
+        return
+    try:
+        key = key_of(pair)
+    except (CheckpointError, OSError):  # its files are gone, and with them what the times would be kept for
+        yield None
+        return
+    warning = restore(pair.rounds.times, key).warning
+    try:
+        yield warning
+    finally:
+        save(pair.rounds.times, key)  # a folder that cannot be written costs the next run a few tries
 
 
 def export(times: RoundTimes, key: ProfileKey) -> str:

@@ -78,6 +78,7 @@ def opened(asked: Opening) -> Iterator["Pair"]:
     from mlx_mtp.cli.downloads import settle_downloads
     from mlx_mtp.limits import memory_limits
     from mlx_mtp.machine import check_machine, this_machine
+    from mlx_mtp.profiles import kept_times
 
     check_machine(this_machine())
     if asked.model == DEMO:
@@ -87,28 +88,10 @@ def opened(asked: Opening) -> Iterator["Pair"]:
         pair = _load(asked)
         for warning in pair.warnings:
             say(f"warning: {warning}")
-        with known_times(pair):
+        with kept_times(pair) as trouble:
+            if trouble is not None:
+                say(f"warning: {trouble}")
             yield pair
-
-
-@contextmanager
-def known_times(pair: "Pair") -> Iterator[None]:
-    """Rounds timed in earlier runs are known, and what this run learns of them is kept for the next."""
-    if pair.drafter is None:
-        yield
-        return
-    from mlx_mtp.profiles import key_of, restore, save
-
-    key = key_of(pair)
-    warning = restore(pair.rounds.times, key).warning
-    if warning is not None:
-        say(f"warning: {warning}")
-    try:
-        yield
-    finally:
-        save(
-            pair.rounds.times, key
-        )  # a folder that cannot be written was spoken of where the model is remembered
 
 
 def _load(asked: Opening) -> "Pair":
