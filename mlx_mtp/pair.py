@@ -127,19 +127,8 @@ def load(
     wanted = Wanted(target, drafter, revision, quantize, drafter_bits, dtype, max_context)
     report = on_progress or silent
     sources = find_sources(wanted, machine, report)
-
-    config = read_target_config(sources.target)
-    context = _checked_context(str(target), config, max_context)
-    small_config = None if sources.drafter is None else read_drafter_config(sources.drafter)
-    if small_config is not None:
-        check_pair(config, small_config)
-    prompts = load_prompt_format(
-        sources.target, eos_ids=config.eos_token_ids, vocab_size=config.text.vocab_size
-    )
-    sampling = default_sampling(
-        read_generation(sources.target), str(sources.target / "generation_config.json")
-    )
-    admit(wanted, machine, sources.target, free=free_bytes(), drafter=small_config)
+    found = _look_at(sources, wanted)
+    admit(wanted, machine, sources.target, free=free_bytes(), drafter=found.drafter)
 
     report(Progress("read", f"reading {sources.target}"))
     checkpoint = read_target(sources.target, dtype=dtype)
@@ -152,20 +141,47 @@ def load(
     verdicts = known_verdicts(machine, exact=exact) if has_metal else {}
     choice = choose_kernels(model, small, has_metal=has_metal, verdicts=verdicts)
     model, small = equip(model, small, choice)
-    expected = _expected_cost(config, small_config, model, small, choice, machine)
+    expected = _expected_cost(found.target, found.drafter, model, small, choice, machine)
     return Pair(
         name=str(target),
         target=model,
         drafter=small,
-        prompt_format=prompts,
-        sampling=sampling,
-        max_context=context,
+        prompt_format=found.prompt_format,
+        sampling=found.sampling,
+        max_context=found.context,
         rounds=Rounds(model, small, times=RoundTimes(expected)),
         warnings=(*version_warnings, *sources.warnings, *checkpoint.warnings, *small_warnings),
         folder=sources.target,
         drafter_folder=sources.drafter,
         kernel_table=choice.rows,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What configurations and tokenizer say."""
+
+    target: TargetConfig
+    drafter: DrafterConfig | None
+    context: int
+    prompt_format: PromptFormat
+    sampling: Sampling
+
+
+def _look_at(sources: Sources, wanted: Wanted) -> Found:
+    """All that can be refused before a weight file is opened."""
+    config = read_target_config(sources.target)
+    context = _checked_context(str(wanted.target), config, wanted.max_context)
+    small_config = None if sources.drafter is None else read_drafter_config(sources.drafter)
+    if small_config is not None:
+        check_pair(config, small_config)
+    prompts = load_prompt_format(
+        sources.target, eos_ids=config.eos_token_ids, vocab_size=config.text.vocab_size
+    )
+    sampling = default_sampling(
+        read_generation(sources.target), str(sources.target / "generation_config.json")
+    )
+    return Found(config, small_config, context, prompts, sampling)
 
 
 def _expected_cost(
