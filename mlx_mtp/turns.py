@@ -41,6 +41,17 @@ class Checkpoint:
         return sum(buffer.nbytes for pair in self.rings.values() for buffer in pair)
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a history knows, to be kept and taken over: see `History`; of the checkpoints only the newest."""
+
+    tokens: tuple[int, ...]
+    rows: int
+    written: int
+    kv: KeysValues
+    checkpoint: Checkpoint | None
+
+
 class History:
     """K/V rows 0 .. rows-1 of `tokens`, between requests; `kv` is empty while a request has it."""
 
@@ -61,6 +72,21 @@ class History:
         other._kv, other._checkpoints = list(self._kv), list(self._checkpoints)
         other._is_shared = True
         return other
+
+    @property
+    def contents(self) -> Contents | None:
+        """What there is to keep; None while it has no K/V. Holding it makes MLX copy on the next write."""
+        if not self._kv or not self.rows:
+            return None
+        newest = max(self._checkpoints, key=lambda checkpoint: checkpoint.length, default=None)
+        return Contents(tuple(self.tokens), self.rows, self._written, tuple(self._kv), newest)
+
+    def take_over(self, contents: Contents) -> None:
+        """Go on from what another history had."""
+        self.tokens, self.rows, self._written = list(contents.tokens), contents.rows, contents.written
+        self._kv = list(contents.kv)
+        self._checkpoints = [] if contents.checkpoint is None else [contents.checkpoint]
+        self._is_shared = False
 
     def clear(self) -> None:
         """Forget everything; the next prompt starts cold."""

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from mlx_mtp.cli import options
-from mlx_mtp.cli.chat_commands import Leave, OtherModel, go_on_with, obey, usual_view
+from mlx_mtp.cli.chat_commands import Leave, OtherModel, obey, usual_view
+from mlx_mtp.cli.chat_files import go_on_with
 from mlx_mtp.cli.commands import HELP, Command, Message, read_line
 from mlx_mtp.cli.first_choice import choose_model, remember
 from mlx_mtp.cli.idle_calibration import IdleCalibration

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_mtp.cli import options
+from mlx_mtp.cli import chat_files, options
 from mlx_mtp.cli.commands import HELP, Command
 from mlx_mtp.cli.layout import terminal_columns
 from mlx_mtp.cli.question import can_ask
@@ -17,13 +17,6 @@ from mlx_mtp.cli.status import figures_table
 from mlx_mtp.cli.talk import View
 from mlx_mtp.cli.terminal import has_style, is_smart, say
 from mlx_mtp.cli.trace_style import LEGEND, STYLES
-from mlx_mtp.cli.transcripts import (
-    conversation_path,
-    kept_conversations,
-    listing,
-    load_conversation,
-    save_conversation,
-)
 from mlx_mtp.cli.why import explanation
 from mlx_mtp.errors import MtpError, ParameterError
 
@@ -184,43 +177,6 @@ def _thoughts(session: Session, argument: str) -> None:
     say(session.thoughts.strip() or "the last answer came without thoughts; /set thinking on asks for them")
 
 
-def _save(session: Session, argument: str) -> None:
-    path = conversation_path(argument) if argument else session.talk.kept_as
-    if path is None:
-        raise ParameterError("a name or a path is needed here: /save NAME")
-    save_conversation(path, session.talk.transcript())
-    session.talk.kept_as = path
-    say(f"(saved: {path})")
-
-
-def _load(session: Session, argument: str) -> None:
-    if not argument:
-        raise ParameterError("/load takes a name or a path; /resume lists what was kept")
-    go_on_with(session, conversation_path(argument))
-
-
-def _resume(session: Session, argument: str) -> None:
-    kept = [one for one in kept_conversations() if one[0] != session.talk.kept_as]
-    if not kept:
-        say("no conversation was kept here yet")
-    elif not argument:
-        say(f"{listing(kept)}\n/resume I goes on with one of them")
-    elif argument.isascii() and argument.isdigit() and 1 <= int(argument) <= len(kept):
-        go_on_with(session, kept[int(argument) - 1][0])
-    else:
-        raise ParameterError(f"choose one of 1 .. {len(kept)}, got {argument!r:.40}; /resume lists them")
-
-
-def go_on_with(session: Session, path: Path) -> None:
-    """Take a kept conversation up; each further turn is kept there. Raises StorageError."""
-    transcript = load_conversation(path)
-    session.talk.go_on_with(transcript)
-    session.talk.kept_as = path
-    asked = sum(message["role"] == "user" for message in transcript.messages)
-    other = "" if transcript.model == session.talk.model else f", which was with {transcript.model}"
-    say(f"(going on with {path.stem}: {asked} messages{other})")
-
-
 def _image(session: Session, argument: str) -> None:
     raise ParameterError(IMAGES)
 
@@ -246,9 +202,9 @@ _ACTIONS: dict[str, Callable[[Session, str], None]] = {
     "trace": _trace,
     "thoughts": _thoughts,
     "stats": _stats,
-    "save": _save,
-    "load": _load,
-    "resume": _resume,
+    "save": chat_files.save,
+    "load": chat_files.load,
+    "resume": chat_files.resume,
     "image": _image,
     "exit": _leave,
 }

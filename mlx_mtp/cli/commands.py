@@ -18,7 +18,8 @@ HELP = """\
 /trace            colours for accepted, recovered and bonus tokens, on and off
 /thoughts         what the model thought before its last answer
 /stats            figures of the last reply
-/save [NAME]      keep the conversation under a name or path
+/save [NAME]      keep the conversation under a name or path; with --kv also what was
+                  computed of it, so that going on with it reads nothing again
 /load NAME        go on with one that was kept
 /resume [I]       list the conversations of this computer, or go on with number I
 /exit             leave (Ctrl-D too)

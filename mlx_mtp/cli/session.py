@@ -14,6 +14,8 @@ from mlx_mtp.cli.transcripts import save_conversation
 from mlx_mtp.errors import MtpError, StorageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlx_mtp.cli.reply_views import ReplyView
     from mlx_mtp.pair import Pair
     from mlx_mtp.policy import Policy
@@ -49,6 +51,29 @@ class Session:
         self.talk.restart(system)
         self._others = []
         self._conversation.clear()
+
+    def save_kv(self, path: "Path") -> tuple[str, int]:
+        """Keep the K/V of what was said -> its file's SHA-256 and bytes. Raises StorageError."""
+        from mlx_mtp.kept_kv import save_kv
+
+        return save_kv(path, self._conversation.history, self.pair)
+
+    def load_kv(self, path: "Path", digest: str) -> int:
+        """Go on from kept K/V -> the tokens of this conversation that need not be read again.
+
+        Raises StorageError for a file that is not the one that was kept, or not this model's, and MemoryRefusal.
+        """
+        from mlx_mtp.kept_kv import load_kv
+        from mlx_mtp.prompt import render_chat
+
+        load_kv(path, self._conversation.history, self.pair, digest)
+        thinking = self.talk.options.thinking
+        ids = render_chat(self.pair.prompt_format, self.talk.messages, thinking=thinking).ids
+        tokens = self._conversation.history.reusable(ids)
+        if not tokens:
+            self._conversation.clear()
+            raise StorageError(f"{path.name} belongs to other words")
+        return tokens
 
     def pick(self, argument: str) -> None:
         """Go on with another of the last answers."""

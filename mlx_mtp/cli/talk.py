@@ -27,6 +27,7 @@ class Talk:
     messages: list[dict[str, str]] = field(default_factory=list)
     n: int = 1  # answers to each message
     kept_as: Path | None = None  # where each turn is kept; None: nowhere
+    kv: str | None = None  # SHA-256 of the K/V that lie beside it; None: there are none
 
     @property
     def system(self) -> str | None:
@@ -36,6 +37,7 @@ class Talk:
 
     def restart(self, system: str | None) -> None:
         self.messages = [{"role": "system", "content": system}] if system else []
+        self.kv = None
 
     def take_back(self) -> str | None:
         """Remove the last message and its answer -> the message, None where there is none."""
@@ -46,10 +48,11 @@ class Talk:
         return self.messages.pop()["content"]
 
     def transcript(self) -> Transcript:
-        return Transcript(self.model, tuple(self.messages))
+        return Transcript(self.model, tuple(self.messages), self.kv)
 
-    def go_on_with(self, transcript: Transcript) -> None:
-        self.messages = list(transcript.messages)
+    def go_on_with(self, transcript: Transcript, path: Path) -> None:
+        """Take a kept conversation up; each further turn is kept there."""
+        self.messages, self.kept_as, self.kv = list(transcript.messages), path, transcript.kv
 
     def next_seed(self) -> None:
         """Another draw for the same message, where the seed was chosen."""

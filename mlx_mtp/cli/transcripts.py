@@ -22,10 +22,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """A conversation as it was: the model's name, and messages with role and content."""
+    """A conversation as it was: the model's name, messages with role and content, and which K/V belong to it."""
 
     model: str
     messages: tuple[dict[str, str], ...]
+    kv: str | None = None  # SHA-256 of the file beside it, None for no such file
 
     @property
     def title(self) -> str:
@@ -49,7 +50,10 @@ def conversation_path(name: str) -> Path:
 
 def save_conversation(path: Path, transcript: Transcript) -> None:
     """Write it in one step, readable by its owner alone. Raises StorageError."""
-    value = {KIND: VERSION, "model": transcript.model, "messages": list(transcript.messages)}
+    value: dict[str, Any] = {KIND: VERSION, "model": transcript.model}
+    if transcript.kv is not None:
+        value["kv_sha256"] = transcript.kv
+    value["messages"] = list(transcript.messages)
     write_bytes(path, json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
@@ -67,7 +71,12 @@ def load_conversation(path: Path) -> Transcript:
             )
         if not isinstance(model, str):
             raise ValueError("a model without a name")
-        return Transcript(model, tuple(_checked(message) for message in value["messages"]))
+        kv = value.get("kv_sha256")
+        return Transcript(
+            model,
+            tuple(_checked(message) for message in value["messages"]),
+            kv if isinstance(kv, str) else None,
+        )
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be read ({error.strerror}); /resume lists what was kept"
@@ -76,6 +85,11 @@ def load_conversation(path: Path) -> Transcript:
         raise StorageError(
             f"{path}: is no conversation that was saved by this program; choose another file"
         ) from None
+
+
+def kv_path(path: Path) -> Path:
+    """Where a conversation's K/V lies: beside it, whatever its file says."""
+    return path.with_name(f"{path.name}.kv.safetensors")
 
 
 def kept_conversations() -> list[tuple[Path, float]]:
