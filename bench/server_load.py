@@ -4,7 +4,7 @@
 
 Some requests are read to the end, streamed or whole; some are cancelled in the middle, some leave before the first
 byte, some are nonsense. Whatever was read has to be the text, or its beginning, that the library writes alone, cold and
-without drafts. Afterwards nothing may run or wait, and the server has to end by itself with 0. Only loopback is used.
+without drafts; some ask for log_probs, which change nothing. Afterwards nothing may run or wait, and the server has to end by itself with 0. Only loopback is used.
 Prints a JSON object; the exit code is 1 if anything was lost. Needs the extra `server`, and httpx.
 """
 
@@ -36,6 +36,7 @@ PROMPTS = (
 )
 Fate = Literal["read", "cancelled", "gone", "nonsense"]
 FATES: tuple[Fate, ...] = ("read",) * 16 + ("cancelled",) * 2 + ("gone", "nonsense")
+LOG_PROBS_SHARE = 0.2
 WITHIN_S = 120.0
 
 
@@ -103,6 +104,8 @@ async def ask(
 ) -> None:
     """One request to its end, whatever its end is; 429 is waited for."""
     body = case.body | {"mtp": rng.choice(("auto", "off", 1, 3))}
+    if rng.random() < LOG_PROBS_SHARE:
+        body |= {"logprobs": True, "top_logprobs": 5} if case.is_chat else {"logprobs": 5}
     if fate == "nonsense":
         bad = rng.choice(({"temperature": -1}, {"stop": [1]}, {"model": "/etc"}, {"max_tokens": 0}))
         answer = await client.post(case.path, json=body | bad)
