@@ -2,10 +2,11 @@
 
     python bench/server_load.py --clients 32 --requests 2000 [--part 1/4]
 
-Some requests are read to the end, streamed or whole; some are cancelled in the middle, some leave before the first
-byte, some are nonsense. Whatever was read has to be the text, or its beginning, that the library writes alone, cold and
-without drafts; some ask for log_probs, which change nothing. Afterwards nothing may run or wait, and the server has to end by itself with 0. Only loopback is used.
-Prints a JSON object; the exit code is 1 if anything was lost. Needs the extra `server`, and httpx.
+Some requests are read to the end, streamed or whole, some with log_probs, which change nothing; some are cancelled in
+the middle, some leave before the first byte, some are nonsense. Whatever was read has to be the text, or its beginning,
+that the library writes alone, cold and without drafts. Afterwards nothing may run or wait, and the server has to end by
+itself with 0. Only loopback is used. Prints a JSON object; the exit code is 1 if anything was lost. Needs the extra
+`server`, and httpx.
 """
 
 import argparse
