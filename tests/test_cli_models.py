@@ -270,7 +270,7 @@ def test_unfinished_and_foreign_models_are_told_apart():
     assert "12 w ago" in shown
     assert "meta/other" not in shown
     assert "62.4 GB in" in shown
-    assert "1 of other kinds" in shown
+    assert "1 of other kinds" in " ".join(shown.split()), "wherever the path makes the line break"
 
 
 def test_a_table_that_is_too_wide_is_stacked():
