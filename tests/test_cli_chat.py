@@ -1,6 +1,7 @@
 """`mlx-mtp chat` as a person at a terminal sees it, and from a pipe."""
 
 import re
+import resource
 import signal
 import time
 from pathlib import Path
@@ -211,3 +212,18 @@ def test_a_reply_stopped_while_the_prompt_is_read_is_taken_back(model):
     session.say("Why?")
     assert session.stats is not None
     assert len(session.talk.messages) == 2
+
+
+def test_the_prompt_comes_within_two_seconds():
+    """Of processor time, so that a busy machine does not decide; on the wall: bench/start_time.py."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        chat = Terminal("demo", term="xterm-256color")
+        chat.ready()
+        chat.sendeof()
+        assert chat.left_with() == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(2)) < 2.0
