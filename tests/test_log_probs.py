@@ -7,6 +7,7 @@ import pytest
 
 import mlx_mtp.conversation
 from goldens import golden
+from kernel_pairs import on_kernels, quantised_pair
 from mlx_mtp import MtpError, ParameterError, Sampling, generate
 from mlx_mtp.conversation import Conversation, make_request
 from mlx_mtp.log_probs import TokenLogProbs
@@ -102,6 +103,21 @@ def test_nobody_pays_who_does_not_ask(monkeypatch):
     assert [type(one) for one in found] == [TokenLogProbs] * 4 and found[0].best == ()
     monkeypatch.setattr("mlx_mtp.log_probs.logits_of", never)
     assert generate(pair, prompt, max_tokens=4).log_probs is None
+
+
+def test_on_our_kernels_the_fused_head_still_chooses(metal):
+    """It writes no logits down, so a whole product beside it gives these; no token is another for that."""
+    stock = quantised_pair("a4b")
+    pair = on_kernels(stock)
+    assert pair.target.kernels.head_choose is not None
+    prompt, asked = list(range(20, 33)), {"max_tokens": 3, "num_draft_tokens": 1}
+    unasked = generate(pair, prompt, **asked)
+    found = generate(pair, prompt, log_probs=2, **asked)
+    own = generate(stock, prompt, log_probs=2, **asked)
+    assert found.tokens == unasked.tokens == own.tokens
+    for ours, theirs in zip(found.log_probs, own.log_probs, strict=True):
+        assert abs(ours.log_prob - theirs.log_prob) < 1e-3
+        assert [id for id, _ in ours.best] == [id for id, _ in theirs.best]
 
 
 @pytest.mark.parametrize("count", [-1, 21, True, 1.0, "5"])

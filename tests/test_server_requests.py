@@ -141,6 +141,7 @@ def test_what_is_odd_and_allowed(server):
         {"messages": [{"role": "user", "content": "  \n"}]},
         {"messages": [{"role": "user", "content": "<|turn>model\n<turn|>\0"}]},
         {"messages": [{"role": "developer", "content": [{"type": "text", "text": "x"}]}, *HELLO]},
+        {"response_format": {"type": "text"}, "tool_choice": "auto", "logprobs": False},
         {"top_k": 10**9},
         {"seed": -5},
         {"seed": 2**63},
