@@ -42,21 +42,31 @@ EDGE = re.compile(r"^(\S+) -> (\S+)$")
 
 
 class Graph:
-    """Operations by node, and which operations each one reads."""
+    """Operations by node, and which operations each one reads.
+
+    MLX writes an operation once for each time that its function was called, under one number: the edges that follow it
+    are its own.
+    """
 
     def __init__(self, text: str):
-        self.names: dict[str, str] = {}
-        made_by: dict[str, str] = {}
-        reads: list[tuple[str, str]] = []
+        self.names: dict[int, str] = {}
+        made_by: dict[str, int] = {}
+        reads: list[tuple[str, int]] = []
+        number = ""
         for line in text.splitlines():
-            if node := NODE.search(line):
-                self.names[node[1]] = node[2]
+            if found := NODE.search(line):
+                number, node = found[1], len(self.names)
+                self.names[node] = found[2]
             elif edge := EDGE.match(line.strip()):
-                if edge[1] in self.names:
-                    made_by[edge[2]] = edge[1]
+                if edge[1] == number:
+                    made_by[edge[2]] = node
+                elif edge[2] == number:
+                    reads.append((edge[1], node))
                 else:
-                    reads.append((edge[1], edge[2]))
-        self.inputs: dict[str, list[str]] = {node: [] for node in self.names}
+                    raise AssertionError(
+                        f"an edge belongs to the operation before it, got {line} after {number}"
+                    )
+        self.inputs: dict[int, list[int]] = {node: [] for node in self.names}
         for array, node in reads:
             if array in made_by:
                 self.inputs[node].append(made_by[array])
@@ -87,7 +97,7 @@ def launches(graph: Graph, kernels: Sequence[str]) -> Counter[str]:
     return found
 
 
-def number_of(graph: Graph, node: str) -> int:
+def number_of(graph: Graph, node: int) -> int:
     """Which kernel an opaque operation stands for: how many MARK operations in a row its marker is made of."""
     marks = [source for source in graph.inputs[node] if graph.names[source] == MARK]
     if len(marks) != 1:

@@ -46,6 +46,8 @@ def attend_masked(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.
     batch, heads, rows, dim = queries.shape
     folded = queries.reshape(batch, keys.shape[1], -1, dim)
     out = mx.fast.scaled_dot_product_attention(folded, keys, values, scale=1.0, mask=mask)
+    if rows == 1:
+        return out.reshape(batch, -1)
     return merge_heads(out.reshape(batch, heads, rows, dim))
 
 

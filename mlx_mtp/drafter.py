@@ -84,16 +84,21 @@ class DrafterView(NamedTuple):
 def view_for_drafter(
     target: TextConfig, drafter: Drafter, kv: KeysValues, length: mx.array, *, bucket: int
 ) -> DrafterView:
+    """The rows that `look_of_drafter` says, in the buffers of the target's feeding layers."""
+    sights, rotations = look_of_drafter(target, drafter, length, bucket=bucket)
+    return DrafterView({kind: kv[i] for kind, i in target.feeding_layers.items()}, sights, rotations)
+
+
+def look_of_drafter(
+    target: TextConfig, drafter: Drafter, length: mx.array, *, bucket: int
+) -> tuple[dict[str, Sight], dict[str, Rotation]]:
     """Rows 0 .. length-1 of the target's feeding layers; sliding: the last window of them.
 
     The position is constant over all draft steps and equals `length`, the position of the last committed token:
     transformers 5.22.2 `SinglePositionMultiTokenCandidateGenerator`. This is its one place.
     """
-    return DrafterView(
-        kv={kind: kv[i] for kind, i in target.feeding_layers.items()},
-        sights=sights_of(target, drafter.text, length - 1, 1, bucket),
-        rotations={kind: rope.at(length, 1) for kind, rope in drafter.ropes.items()},
-    )
+    sights = sights_of(target, drafter.text, length - 1, 1, bucket)
+    return sights, {kind: rope.at(length, 1) for kind, rope in drafter.ropes.items()}
 
 
 def draft_hidden(drafter: Drafter, embedded: mx.array, hidden: mx.array, view: DrafterView) -> mx.array:

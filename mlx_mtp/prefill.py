@@ -114,7 +114,7 @@ def _write(
     if layer.kind == SLIDING:
         ring = ring_rows(target.text)
         kept = min(rows, ring)
-        slots = mx.arange(low + rows - kept, low + rows, dtype=mx.int32)[None] % ring
+        slots = (mx.arange(low + rows - kept, low + rows, dtype=mx.int32) % ring)[None, None, :, None]
         kv[i] = (
             write_rows(kv[i][0], keys[:, :, -kept:], slots),
             write_rows(kv[i][1], values[:, :, -kept:], slots),

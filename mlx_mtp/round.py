@@ -1,4 +1,4 @@
-"""One round as a pure function of device state: verify, accept, commit, draft; and its compile cache."""
+"""One round as a pure function of device state: verify, accept, commit, draft; and all rounds of a pair."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlx.core as mx
 
 from mlx_mtp.accept import accept, row_at
+from mlx_mtp.compiled_drafts import CompiledDrafts
+from mlx_mtp.compiled_pass import CompiledPass
 from mlx_mtp.draft import draft
 from mlx_mtp.drafter import Drafter
 from mlx_mtp.fit import Fit
@@ -13,7 +15,7 @@ from mlx_mtp.layers import OnChoice
 from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.sampling import SamplerClass, choose
 from mlx_mtp.state import KeysValues, State
-from mlx_mtp.target import Target, logits_of
+from mlx_mtp.target import Target, final_norm, logits_of
 from mlx_mtp.verify import verify
 
 if TYPE_CHECKING:
@@ -54,13 +56,19 @@ def play_round(
     if on_hidden is not None:
         on_hidden(hidden)
 
-    chosen, valid = _choose(target, hidden, state, sampler)
-    n = accept(state.drafts, chosen, valid, state.active)
-
-    state = commit(state, kv, hidden, chosen, n, sampler)
+    state, chosen, n = settle(target, state, kv, hidden, sampler)
     if drafter is not None and k > 0:
         state = state._replace(drafts=draft(target, drafter, state, sampler, k=k, bucket=bucket))
     return state, chosen, n
+
+
+def settle(
+    target: Target, state: State, kv: KeysValues, hidden: mx.array, sampler: SamplerClass
+) -> tuple[State, mx.array, mx.array]:
+    """K/V and hidden [B, k+1, H] after a pass over pending drafts -> state' without any, tokens [B, k+1], n [B]."""
+    chosen, valid = _choose(target, hidden, state, sampler)
+    n = accept(state.drafts, chosen, valid, state.active)
+    return commit(state, kv, hidden, chosen, n, sampler), chosen, n
 
 
 def _choose(
@@ -124,10 +132,10 @@ def distinct_experts(chosen: Sequence[mx.array], experts: int) -> mx.array:
 
 
 class Rounds:
-    """`play_round` compiled in two parts, so that a number of drafts to verify is traced once whatever is drafted next.
+    """Rounds of one pair, compiled in parts so that little is traced and much of it shared.
 
-    Per bucket and sampler class, and drafts per number of them; mx.compile retraces per drafts verified, batch and
-    capacity.
+    The target's layers as `compiled_pass` has it, drafts as `compiled_drafts`; what stands between them is compiled per
+    sampler class. mx.compile retraces per drafts verified, batch and capacity.
     """
 
     def __init__(
@@ -145,13 +153,17 @@ class Rounds:
         self.tax: Tax | None = None  # and what exactness costs, once that was measured
         self.fit = Fit()  # what the drafts of all requests say about the pair
         self.times = times or RoundTimes()  # and what all rounds say about their cost
-        self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._pass = CompiledPass(target)
+        self._drafts = None if drafter is None else CompiledDrafts(target, drafter)
+        self._settles: dict[SamplerClass, Callable[..., Any]] = {}
         self._shapes: set[tuple[Any, ...]] = set()
 
     def is_new(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> bool:
         """Whether the round that is asked for next has to be traced first; its time says nothing about later ones."""
         verified, capacity = state.drafts.shape, state.kv[-1][0].shape
-        shapes = {("verify", bucket, sampler, *verified, *capacity), ("draft", k, bucket, sampler, *capacity)}
+        shapes = {("verify", bucket, sampler, *verified, *capacity)}
+        if k > 0:
+            shapes.add(("draft", bucket, sampler, *capacity))
         known = shapes <= self._shapes
         self._shapes |= shapes
         return not known
@@ -165,71 +177,66 @@ class Rounds:
 
     def played(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> Played:
         """The same, with what is seen of it beside."""
-        key = (bucket, sampler)
-        if key not in self._functions:
-            self._functions[key] = self._make(bucket, sampler)
-        changed, tokens, n, hidden, distinct = self._functions[key](
-            _changing(state), state.seed, state.sampling, state.active
-        )
-        after = self.first_drafts(_with_changed(state, changed), k=k, bucket=bucket, sampler=sampler)
-        return Played(after, tokens, n, hidden, distinct)
+        play = self._play_compiled if self.compiled else self._play
+        played = play(state, bucket, sampler)
+        return played._replace(state=self.first_drafts(played.state, k=k, bucket=bucket, sampler=sampler))
 
     def first_drafts(self, state: State, *, k: int, bucket: int, sampler: SamplerClass) -> State:
         """A state without drafts, fresh from a prefill or a round, with its k pending ones, built lazily."""
-        if self.drafter is None or k == 0:
+        if self.drafter is None or self._drafts is None or k == 0:
             return state
-        key = (k, bucket, sampler)
-        if key not in self._functions:
-            self._functions[key] = self._make_drafts(k, bucket, sampler)
-        drafts = self._functions[key](_changing(state), state.seed, state.sampling, state.active)
-        return state._replace(drafts=drafts)
+        if self.compiled:
+            return state._replace(drafts=self._drafts(state, sampler, k=k, bucket=bucket))
+        return state._replace(drafts=draft(self.target, self.drafter, state, sampler, k=k, bucket=bucket))
 
-    def _make_drafts(self, k: int, bucket: int, sampler: SamplerClass) -> Callable[..., Any]:
-        target, drafter = self.target, self.drafter
-        assert drafter is not None
+    def _play(self, state: State, bucket: int, sampler: SamplerClass) -> Played:
+        """A round that makes no drafts, operation by operation."""
+        chosen: list[mx.array] = []
+        rows: list[mx.array] = []
+        see: dict[str, Any] = {"on_choice": chosen.append, "on_hidden": rows.append}
+        state, tokens, n = play_round(self.target, None, state, k=0, bucket=bucket, sampler=sampler, **see)
+        return Played(state, tokens, n, rows[0], self._distinct(chosen))
 
-        def make(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> Any:
-            state = _state_of(changing, seed, sampling, active)
-            return draft(target, drafter, state, sampler, k=k, bucket=bucket)
+    def _play_compiled(self, state: State, bucket: int, sampler: SamplerClass) -> Played:
+        passed = self._pass(state.last, state.drafts, state.kv, state.length, bucket)
+        if sampler not in self._settles:
+            self._settles[sampler] = mx.compile(self._make_settle(sampler))
+        changed, *seen = self._settles[sampler](
+            passed.x, passed.chosen, _changing(state), state.seed, state.sampling, state.active
+        )
+        return Played(_with_changed(state, passed.kv, changed), *seen)
 
-        return mx.compile(make) if self.compiled else make
+    def _make_settle(self, sampler: SamplerClass) -> Callable[..., Any]:
+        """What follows the layers: x [B * (k+1), H] -> what changed, tokens, n, hidden, distinct experts."""
+        target = self.target
 
-    def _make(self, bucket: int, sampler: SamplerClass) -> Callable[..., Any]:
-        target, drafter = self.target, self.drafter
+        def end(
+            x: mx.array,
+            chosen: list[mx.array],
+            changing: Changing,
+            seed: mx.array,
+            sampling: dict[str, mx.array],
+            active: mx.array,
+        ) -> Any:
+            state = State((), *changing[:4], seed, sampling, changing[4], active)
+            hidden = final_norm(target, x).reshape(active.shape[0], -1, x.shape[-1])
+            state, tokens, n = settle(target, state, (), hidden, sampler)
+            return _changing(state), tokens, n, hidden, self._distinct(chosen)
 
-        def play(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> Any:
-            state = _state_of(changing, seed, sampling, active)
-            chosen: list[mx.array] = []
-            rows: list[mx.array] = []
-            state, tokens, n = play_round(
-                target,
-                drafter,
-                state,
-                k=0,
-                bucket=bucket,
-                sampler=sampler,
-                on_choice=chosen.append,
-                on_hidden=rows.append,
-            )
-            distinct = distinct_experts(chosen, target.text.num_experts) if chosen else None
-            return _changing(state), tokens, n, rows[0], distinct
+        return end
 
-        return mx.compile(play) if self.compiled else play
+    def _distinct(self, chosen: Sequence[mx.array]) -> mx.array | None:
+        return distinct_experts(chosen, self.target.text.num_experts) if chosen else None
 
 
-Changing = tuple[KeysValues, mx.array, mx.array, mx.array, mx.array, mx.array | None]
+Changing = tuple[mx.array, mx.array, mx.array, mx.array, mx.array | None]
 
 
 def _changing(state: State) -> Changing:
-    """What a round changes, as the plain tuple that mx.compile takes and gives."""
-    return (state.kv, state.length, state.last, state.hidden, state.drafts, state.counts)
+    """What a round changes beside K/V, as the plain tuple that mx.compile takes and gives."""
+    return (state.length, state.last, state.hidden, state.drafts, state.counts)
 
 
-def _state_of(changing: Changing, seed: mx.array, sampling: dict[str, mx.array], active: mx.array) -> State:
-    kv, length, last, hidden, drafts, counts = changing
-    return State(kv, length, last, hidden, drafts, seed, sampling, counts, active)
-
-
-def _with_changed(state: State, changed: Changing) -> State:
-    kv, length, last, hidden, drafts, counts = changed
+def _with_changed(state: State, kv: KeysValues, changed: Changing) -> State:
+    length, last, hidden, drafts, counts = changed
     return state._replace(kv=kv, length=length, last=last, hidden=hidden, drafts=drafts, counts=counts)

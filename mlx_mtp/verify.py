@@ -1,7 +1,6 @@
 """One target pass over the last committed token and its drafts, writing their K/V as it goes."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -17,8 +16,18 @@ from mlx_mtp.target import Target, embed, final_norm, per_layer_inputs
 class Reach(NamedTuple):
     """Where the rows of one pass write and what they may see, by attention type."""
 
-    slots: dict[str, mx.array]  # [B, M] buffer row of each query row
+    slots: dict[str, mx.array]  # [B, kv_heads, M, D] buffer row of each query row, the same for all of it
     sights: dict[str, Sight]
+
+
+class Seen(NamedTuple):
+    """What the rows of a pass share in all layers of one attention type."""
+
+    slots: (
+        mx.array | None
+    )  # [B, kv_heads, M, D] where they write; None: nowhere, their K/V stand in the buffers already
+    sight: Sight
+    rotation: Rotation
 
 
 def verify(
@@ -44,10 +53,17 @@ def verify(
 def reach_of_rows(text: TextConfig, length: mx.array, rows: int, bucket: int) -> Reach:
     """length [B] -> slots and sights for `rows` consecutive positions from it; built once a round."""
     positions = length[:, None] + mx.arange(rows, dtype=mx.int32)
+    slots = {SLIDING: positions % ring_rows(text), FULL: positions}
     return Reach(
-        slots={SLIDING: positions % ring_rows(text), FULL: positions},
+        slots={kind: _of_rows(text, kind, own) for kind, own in slots.items()},
         sights=sights_of(text, text, length, rows, bucket),
     )
+
+
+def _of_rows(text: TextConfig, kind: str, slots: mx.array) -> mx.array:
+    """slots [B, M] -> [B, kv_heads, M, D], as every layer would have them for itself."""
+    shape = (slots.shape[0], text.kv_heads_of(kind), slots.shape[1], text.head_dim_of(kind))
+    return mx.broadcast_to(slots[:, None, :, None], shape)
 
 
 def sights_of(
@@ -89,41 +105,51 @@ def run_rows(
     the residual stream [B * M, H] after each layer, for measurements.
     """
     batch, rows, _ = x.shape
-    new_kv, sources, kernels = list(kv), target.text.kv_source, target.kernels
+    new_kv, sources = list(kv), target.text.kv_source
     rotations = {kind: rope.at(length, rows) for kind, rope in target.ropes.items()}
     x = x.reshape(batch * rows, -1)
     inputs = None if inputs is None else inputs.reshape(batch * rows, *inputs.shape[2:])
     for i in range(first_layer, target.text.num_layers):
         layer = target.layers[i]
-        store = i if write and layer.k_proj is not None else None
-        rotation = rotations[layer.kind]
-        attention = partial(_attention, kernels, layer, rotation, new_kv, store, sources[i], batch, reach)
-        x = run_layer(kernels, layer, x, attention, None if inputs is None else inputs[:, i], on_choice)
+        slots = reach.slots[layer.kind] if write and layer.k_proj is not None else None
+        seen = Seen(slots, reach.sights[layer.kind], rotations[layer.kind])
+        own = None if inputs is None else inputs[:, i]
+        x, buffers = play_layer(target.kernels, layer, x, own, new_kv[sources[i]], seen, on_choice)
+        if slots is not None:
+            new_kv[i] = buffers
         if on_layer is not None:
             on_layer(i, x)
     return final_norm(target, x).reshape(batch, rows, -1), tuple(new_kv)
 
 
-def _attention(
+def play_layer(
     kernels: Kernels,
     layer: Layer,
-    rotation: Rotation,
-    kv: list[tuple[mx.array, mx.array]],
-    store: int | None,
-    source: int,
-    batch: int,
-    reach: Reach,
-    normed: mx.array,
-) -> mx.array:
-    """normed [B * M, H] -> merged heads [B * M, heads * D]; first puts the rows' K and V into kv[store], if any."""
-    if store is not None:
-        slots = reach.slots[layer.kind]
-        keys, values = keys_values_of(kernels, layer, normed, rotation, batch)
-        kv[store] = (write_rows(kv[store][0], keys, slots), write_rows(kv[store][1], values, slots))
-    queries = queries_of(kernels, layer, normed, rotation, batch)
-    return kernels.attend(queries, *kv[source], reach.sights[layer.kind])
+    x: mx.array,
+    per_layer_input: mx.array | None,
+    buffers: tuple[mx.array, mx.array],
+    seen: Seen,
+    on_choice: OnChoice | None = None,
+) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+    """One layer on rows x [B * M, H] that read K/V buffers [B, kv_heads, R, D] -> both after it.
+
+    Where there are slots the rows' own K and V are put there first.
+    """
+    batch, held = seen.sight.first.shape[0], [buffers]
+
+    def attention(normed: mx.array) -> mx.array:
+        """normed [B * M, H] -> merged heads [B * M, heads * D]."""
+        if seen.slots is not None:
+            keys, values = keys_values_of(kernels, layer, normed, seen.rotation, batch)
+            before = held.pop()
+            held.append((write_rows(before[0], keys, seen.slots), write_rows(before[1], values, seen.slots)))
+        queries = queries_of(kernels, layer, normed, seen.rotation, batch)
+        return kernels.attend(queries, *held[0], seen.sight)
+
+    x = run_layer(kernels, layer, x, attention, per_layer_input, on_choice)
+    return x, held[0]
 
 
 def write_rows(buffer: mx.array, rows: mx.array, slots: mx.array) -> mx.array:
-    """buffer [B, H, R, D] with rows [B, H, M, D] put at slots [B, M]; in place when nobody else holds the buffer."""
-    return mx.put_along_axis(buffer, slots[:, None, :, None], rows, axis=2)
+    """buffer [B, H, R, D] with rows [B, H, M, D] at slots that broadcast to them; in place if nobody else holds it."""
+    return mx.put_along_axis(buffer, slots, rows, axis=2)

@@ -1,10 +1,12 @@
 """One weight matrix, dense or quantised, behind the same three operations: project, look up, gather experts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_mtp.errors import CheckpointError
 
@@ -41,7 +43,7 @@ class DenseWeight:
 
     def project_experts(self, x: mx.array, experts: mx.array) -> mx.array:
         """x [..., 1 or E, 1, K], experts [..., E] -> [..., E, 1, N]."""
-        return mx.gather_mm(x, self.transposed, rhs_indices=experts)
+        return mx.gather_mm(x, self.transposed, _own_rows(x, experts), experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class QuantizedWeight:
             self.weight,
             self.scales,
             self.biases,
-            rhs_indices=experts,
+            _own_rows(x, experts),
+            experts,
             transpose=True,
             global_scale=self.global_scale,
             **self._format,
@@ -94,6 +97,16 @@ class QuantizedWeight:
 
 
 Weight = DenseWeight | QuantizedWeight
+
+
+def _own_rows(x: mx.array, experts: mx.array) -> mx.array:
+    """x [..., 1 or E, 1, K], experts [..., E] -> [..., E]: which row of x goes to each expert.
+
+    MLX would find the same, by three operations for every product.
+    """
+    count = math.prod(x.shape[:-2])
+    rows = np.arange(count, dtype=np.uint32).reshape(x.shape[:-2])
+    return mx.array(np.broadcast_to(rows, experts.shape))
 
 
 def load_weights(tensors: Mapping[str, Weight | mx.array]) -> None:
