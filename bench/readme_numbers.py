@@ -140,6 +140,47 @@ def memory(files: list[dict[str, Any]]) -> Iterator[Number]:
     )
 
 
+def auto_gain(files: list[dict[str, Any]]) -> Iterator[Number]:
+    """auto_gain.py: "auto" on texts after the first, over each text's best fixed number and over plain decoding."""
+    summaries = files[0]["results"]["summary"]
+    for blas, said in (("openblas", "OpenBLAS"), ("stock", "MLX's own BLAS")):
+        figures = []
+        for name, own in summaries.items():
+            if not name.startswith(blas):
+                continue
+            found = own["measured"]["auto, later"]
+            bounds = f" ({times(found['lower'])} to {times(found['upper'])})" if own["passes"] > 1 else ""
+            kind = "experts" if name.endswith("moe") else "dense"
+            passes = "1 pass" if own["passes"] == 1 else f"{own['passes']} passes"
+            figures.append(f"{kind} {times(found['speed'])}{bounds}, {times(found['over plain'])} ({passes})")
+        if figures:
+            yield Number(
+                "enlarged pair, three texts of 256 tokens: speed of `auto` over the best fixed number of drafts, "
+                "known afterwards, and over plain",
+                "; ".join(figures),
+                place(files[0], blas=said),
+            )
+
+
+def batch_width(files: list[dict[str, Any]]) -> Iterator[Number]:
+    """batch_width.py: the widest batch over one reply at a time, both plain, and what drafting with "auto" adds."""
+    arms = files[0]["results"]["tokens a second"]
+    widths = sorted({int(name.split()[1]) for name in arms if name.split()[1].isdigit()})
+    wide = f"width {widths[-1]}"
+    figures = [
+        f"{times(arms[f'{wide} plain']['median'] / arms[f'width {widths[0]} plain']['median'])} "
+        f"({widths[-1]} at once, plain)"
+    ]
+    for width in widths:
+        gain = arms[f"width {width} auto"]["median"] / arms[f"width {width} plain"]["median"]
+        figures.append(f"{times(gain)} (`auto` over plain, {width} at once)")
+    yield Number(
+        "demo pair, several replies at a time: tokens a second",
+        ", ".join(figures),
+        place(files[0], blas="OpenBLAS"),
+    )
+
+
 def predictions() -> Iterator[Number]:
     """The cost model on our kernels, for the rows of code that others published, by size."""
     rows = [predict(gain) for gain in GAINS]
@@ -179,6 +220,8 @@ SOURCES: tuple[tuple[str, Callable[[list[dict[str, Any]]], Iterator[Number]]], .
     ("decode_stock.json", demo_stock),
     ("peers_tiny*.json", lambda files: peers(files, "tiny pairs (host and dispatch)", "")),
     ("peers_enlarged*.json", lambda files: peers(files, "enlarged pair (memory-bound)", "OpenBLAS")),
+    ("auto_gain.json", auto_gain),
+    ("batch_width_openblas.json", batch_width),
     ("host_time*.json", host_time),
     ("prefill.json", prefill),
     ("memory_peaks.json", memory),
