@@ -224,7 +224,14 @@ def test_two_runs_are_compared_with_intervals():
     assert compare_runs(after, before)[1].word == "slower"
     noisy = compare_runs(run(plain=WIDE, auto=WIDE), run(plain=WIDE, auto=[0.95 * s for s in WIDE]))
     assert [c.word for c in noisy] == ["no difference shown"] * 2
-    assert "0.900" in comparison_text(compare_runs(before, after), 100)
+    text = comparison_text(compare_runs(before, after), 100)
+    assert "0.900" in text
+    assert text.splitlines()[-1] == "2 rows: 1 faster, 0 slower, 1 without a difference shown"
+
+
+def test_a_long_comparison_says_what_chance_would_show():
+    many = compare_runs(run(plain=STEADY, auto=FAST), run(plain=STEADY, auto=FAST)) * 15
+    assert comparison_text(many, 100).endswith("; by chance alone about 2 would be faster or slower")
 
 
 @pytest.mark.parametrize(
@@ -270,6 +277,11 @@ def test_a_busy_machine_shows_no_difference():
     busy = made_document({"plain": STEADY, "auto": FAST}, marks=("loaded",))
     found = compare_runs(run(plain=SLOW, auto=SLOW), busy)
     assert {c.word for c in found} == {"unknown: a machine was not at rest"}
+    assert comparison_text(found, 100).endswith("2 rows, and none says anything: a machine was not at rest")
+    half = [*found, *compare_runs(run(plain=STEADY), run(plain=STEADY))]
+    assert comparison_text(half, 100).endswith(
+        "3 rows: 0 faster, 0 slower, 1 without a difference shown, 2 unknown"
+    )
 
 
 def test_runs_with_nothing_in_common_are_refused():

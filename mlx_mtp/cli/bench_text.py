@@ -1,5 +1,6 @@
 """What `bench` says to a person: a table for each case, verdicts, what a guarantee or a comparison found."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -157,13 +158,13 @@ def findings_text(findings: Sequence[Finding], columns: int | None) -> str:
 
 
 def comparison_text(found: Sequence[Compared], columns: int | None) -> str:
-    """A row for each arm that both runs have."""
+    """A row for each arm that both runs have, and what they come to."""
     rows = [
         [
             c.case.key,
             c.arm,
-            f"{c.before_ms:.3g}",
-            f"{c.after_ms:.3g}",
+            f"{c.before_ms:.2f}",
+            f"{c.after_ms:.2f}",
             f"{c.ratio.value:.3f}",
             f"{c.ratio.low:.3f} to {c.ratio.high:.3f}",
             c.word,
@@ -171,4 +172,17 @@ def comparison_text(found: Sequence[Compared], columns: int | None) -> str:
         for c in found
     ]
     header = ("case", "arm", "ms before", "ms after", "after/before", "95 %", "second run is")
-    return table(header, rows, columns, title=0)
+    return f"{table(header, rows, columns, title=0)}\n{_in_sum(found)}"
+
+
+def _in_sum(found: Sequence[Compared]) -> str:
+    """How many rows say what, and how many of them chance would give where nothing has changed."""
+    words = Counter(c.word for c in found if c.is_clean)
+    clean = words.total()
+    if clean == 0:
+        return f"{len(found)} rows, and none says anything: a machine was not at rest"
+    alike = clean - words["faster"] - words["slower"]
+    told = f"{words['faster']} faster, {words['slower']} slower, {alike} without a difference shown"
+    unknown = "" if clean == len(found) else f", {len(found) - clean} unknown"
+    chance = "" if clean < 10 else f"; by chance alone about {0.05 * clean:.0f} would be faster or slower"
+    return f"{len(found)} rows: {told}{unknown}{chance}"
