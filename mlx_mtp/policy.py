@@ -16,7 +16,11 @@ from mlx_mtp.state import MAX_DRAFT_TOKENS
 MIN_GAIN = 1.03  # below this expected gain over plain decoding, drafting is parked
 RESUME_GAIN = 1.05  # from which it is taken up again
 TRIAL_GAIN = 0.97  # from which a look that paid goes on
-MARGIN = 1.015  # by which another number of drafts must be better than the one that is played
+OPTIMISM = (
+    1.5  # spreads by which a number of drafts may take less than expected, when the one to play is chosen
+)
+MARGIN = 1.01  # by which another number of drafts must be better than the one that is played
+NEAR = 0.85  # of the best expected gain, below which a number is not played for that
 CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8)
 BEYOND = 6  # times the largest number that was timed, that may be played
 OPENING_LOSS = 1.0  # plain rounds lost by a first round with drafts at most, if each row costs one after all
@@ -195,10 +199,16 @@ class AutoPolicy:
         if self.parked or not self._draft:
             self._probing.drafting_starts()
         self.parked, self.reason, self._is_trial = False, None, False
-        if not self._draft or self.gain(best) > MARGIN * self.gain(self._draft):
+        near = [k for k in self._allowed() if self.gain(k) >= NEAR * self.gain(best)]
+        best = max(near, key=self._promise)
+        if not self._draft or self._promise(best) > MARGIN * self._promise(self._draft):
             self._draft = best
         if self._probing.looks_at_plain_rounds(self.gain(self._draft)):
             self._script.extend((0, 0))
+
+    def _promise(self, k: int) -> float:
+        """The gain if rounds take as little as they may: what was timed seldom is played until its time is known."""
+        return self.gain(k) * math.exp(OPTIMISM * self.times.spread(k, self._batch))
 
     def _park(self, reason: str) -> None:
         if not self.parked:

@@ -1,25 +1,27 @@
 """How long rounds take here, as they were timed: by batch width and drafts, in rounds without drafts.
 
-Two numbers of drafts are compared only when they were played near one another, so that a machine that heats up, gets
-busy or has more context to read changes all of them and no comparison. No clocks in here: seconds are given.
+Times are filtered (`time_filter`), so that a machine that heats up, gets busy or has more context to read changes what
+a plain round takes and no comparison. No clocks in here: seconds are given.
 """
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import log
-from statistics import median, median_low
 from typing import Any
 
 from mlx_mtp.cost import UNKNOWN, CostModel, independent_experts, monotone
 from mlx_mtp.state import MAX_DRAFT_TOKENS
+from mlx_mtp.time_filter import TimeFilter
 
 START = 2.5  # plain rounds that tries may cost before any was played
-RECENT = 5  # timed rounds of a kind that a comparison looks at
-NEAR = 40  # rounds within which two kinds are compared
-COMPARED = 9  # comparisons of which the median counts
+# Spread of the logarithm of a ratio that was not timed yet, about what is expected of it: between two that were, whose
+# line a time has to outweigh, and beyond them. What is beyond is learnt from its times alone.
+BETWEEN, BEYOND, UNTIMED = 0.15, 0.4, 3.0
+COMPARED = 0.5  # spread from which a number of drafts counts as compared with plain rounds
+KEPT = 0.05  # spread of what an earlier run found: what is measured now outvotes it soon
 PAUSE = 10  # so many times what a round can take: the machine slept, or the clock jumped
+FIRST = 2  # times after which one that is so short is no better than they
 BELIEVED = 6  # rounds after one another that are so slow are no pause: the machine is
 
 
@@ -27,13 +29,11 @@ BELIEVED = 6  # rounds after one another that are so slow are no pause: the mach
 class Width:
     """What was seen with one batch width."""
 
-    recent: dict[int, deque[float]] = field(default_factory=dict)  # by drafts: seconds
-    seen_at: dict[int, int] = field(default_factory=dict)
-    compared: dict[int, deque[float]] = field(
-        default_factory=dict
-    )  # by drafts: time over that without drafts
-    points: dict[int, float] | None = None  # of `compared`: their medians, made to rise; None: to be computed
-    rounds: int = 0
+    times: TimeFilter = field(default_factory=TimeFilter)
+    points: dict[int, float] | None = (
+        None  # ratios of those that were compared, made to rise; None: to be computed
+    )
+    passed: int = 0  # rounds since the last that was timed
     refused: int = 0  # times in a row that were too long to be true
     kept_seconds: float | None = None  # of a plain round, from an earlier run
 
@@ -74,7 +74,7 @@ class RoundTimes:
             self.distinct[rows] = 0.9 * self.distinct.get(rows, distinct) + 0.1 * distinct
         made = verified if drafted is None else drafted
         width = self._widths.setdefault(batch, Width())
-        width.rounds += 1
+        width.passed += 1
         before, self._last = self._last.get(batch), {}
         if (
             seconds is None
@@ -85,8 +85,8 @@ class RoundTimes:
         self._last = {batch: (verified, made, seconds)}
         if made == verified:
             self._add(batch, width, verified, seconds)
-        elif before is not None and made == 0 and before[:2] == (0, verified) and width.recent.get(0):
-            both = seconds + before[2] - median_low(width.recent[0])
+        elif before is not None and made == 0 and before[:2] == (0, verified) and width.times.timed.get(0):
+            both = seconds + before[2] - width.times.plain_seconds
             if both > 0:
                 self._add(batch, width, verified, both)
 
@@ -119,6 +119,13 @@ class RoundTimes:
         growth = (points[below] - points.get(before, 1.0)) / (prior_below - prior_before)
         return points[below] + (own - prior_below) * max(growth, 0.0)
 
+    def spread(self, drafts: int, batch: int = 1) -> float:
+        """How far off the logarithm of that may be."""
+        width = self._widths.get(batch)
+        if width is not None and width.times.knows(drafts):
+            return width.times.spread(drafts)
+        return BETWEEN if drafts < max(self._points(batch), default=0) else BEYOND
+
     def least_ratio(self, drafts: int, batch: int = 1) -> float:
         """What a round can take at least: as long as one with fewer drafts that was measured."""
         points = self._points(batch)
@@ -126,8 +133,7 @@ class RoundTimes:
 
     def measured(self, batch: int = 1) -> tuple[int, ...]:
         """Numbers of drafts that were compared with plain rounds."""
-        width = self._widths.get(batch)
-        return () if width is None else tuple(sorted(width.compared))
+        return tuple(sorted(self._points(batch)))
 
     def is_known(self, batch: int = 1) -> bool:
         """Whether drafts were ever compared with plain rounds at this width."""
@@ -139,17 +145,14 @@ class RoundTimes:
         return tuple(sorted(self._widths))
 
     def timed(self, drafts: int, batch: int = 1) -> int:
-        """Rounds of this kind among the last that were timed."""
+        """Rounds of this kind that were timed."""
         width = self._widths.get(batch)
-        return 0 if width is None else len(width.recent.get(drafts, ()))
+        return 0 if width is None else width.times.timed.get(drafts, 0)
 
     def plain_seconds(self, batch: int = 1) -> float | None:
         """Seconds of a round without drafts, as the last rounds of any kind say; None where none was timed."""
         width = self._widths.get(batch)
-        if width is None or not width.seen_at:
-            return None
-        last = max(width.seen_at, key=lambda k: width.seen_at[k])
-        return median_low(width.recent[last]) / self.ratio(last, batch)
+        return width.times.plain_seconds if width is not None and width.times.timed else None
 
     def usual_seconds(self, batch: int = 1) -> float | None:
         """The same, or else what an earlier run found: to be shown and kept, not compared with times of now."""
@@ -189,50 +192,46 @@ class RoundTimes:
     def _points(self, batch: int) -> dict[int, float]:
         """Measured ratios by drafts, made to rise with them."""
         width = self._widths.get(batch)
-        if width is None or not width.compared:
+        if width is None:
             return {}
         if width.points is None:
-            numbers = sorted(width.compared)
-            ratios = [median(width.compared[k]) for k in numbers]
-            ratios = monotone(ratios, [len(width.compared[k]) for k in numbers])
-            width.points = {k: max(ratio, 1 + 1e-3) for k, ratio in zip(numbers, ratios, strict=True)}
+            found = width.times.compared(COMPARED)
+            ratios = monotone([ratio for ratio, _ in found.values()], [1 / s**2 for _, s in found.values()])
+            width.points = {k: max(ratio, 1 + 1e-3) for k, ratio in zip(found, ratios, strict=True)}
         return width.points
 
     def _is_likely(self, width: Width, verified: int, made: int, seconds: float) -> bool:
-        """Not so long that the machine must have slept; what stays so long is believed, and the old forgotten."""
-        rows = max(verified, made) + 1
-        most = min(
-            (PAUSE * median_low(times) * max(1.0, rows / (k + 1)) for k, times in width.recent.items()),
-            default=math.inf,
-        )
-        if seconds < most:
+        """Not so long that the machine must have slept, nor so short that the clock was set.
+
+        What stays so is believed, and the old forgotten.
+        """
+        if not width.times.timed:
+            return True
+        plain = width.times.plain_seconds
+        if seconds <= plain / PAUSE and sum(width.times.timed.values()) <= FIRST:
+            width.times.forget_level()  # what is known is from a pause itself
+            return True
+        if plain / PAUSE < seconds < PAUSE * plain * (max(verified, made) + 1):
             width.refused = 0
             return True
         width.refused += 1
         if width.refused >= BELIEVED:
-            width.recent.clear()
-            width.seen_at.clear()
+            width.times.forget_level()
             width.refused = 0
         return False
 
     def _add(self, batch: int, width: Width, drafts: int, seconds: float) -> None:
-        """Keep a time, and compare it with what was played near it: with plain rounds if there are any."""
-        near = [k for k, at in width.seen_at.items() if k != drafts and width.rounds - at <= NEAR]
-        if near:
-            if drafts == 0:
-                for other in near:
-                    self._compare(width, other, median_low(width.recent[other]) / seconds)
-            else:
-                other = 0 if 0 in near else max(near, key=lambda k: width.seen_at[k])
-                against = median_low(width.recent[other]) / self.ratio(other, batch)
-                self._compare(width, drafts, seconds / against)
-        if width.rounds - width.seen_at.get(drafts, 0) > NEAR:
-            width.recent.pop(drafts, None)  # times from before the machine changed are not mixed with these
-        width.recent.setdefault(drafts, deque(maxlen=RECENT)).append(seconds)
-        width.seen_at[drafts] = width.rounds
+        """A time of a round that made as many drafts as it verified."""
+        times = width.times
+        if drafts and not times.knows(drafts):
+            spread = self.spread(drafts, batch)
+            times.add(drafts, self.ratio(drafts, batch), spread if spread <= BETWEEN else UNTIMED)
+        times.pass_rounds(width.passed)
+        width.passed = 0
+        times.observe(drafts, seconds)
+        self._forget(width)
 
-    def _compare(self, width: Width, drafts: int, ratio: float) -> None:
-        width.compared.setdefault(drafts, deque(maxlen=COMPARED)).append(ratio)
+    def _forget(self, width: Width) -> None:
         width.points = None
         self._ratios.clear()
 
@@ -256,9 +255,9 @@ class RoundTimes:
             width = self._widths.setdefault(batch, Width())
             width.kept_seconds = seconds
             for k, ratio in ratios.items():
-                # Three: what is measured now outvotes it soon.
-                width.compared.setdefault(k, deque([ratio] * 3, maxlen=COMPARED))
-            width.points = None
+                if not width.times.knows(k):
+                    width.times.add(k, ratio, KEPT)
+            self._forget(width)
         self.distinct = {**experts, **self.distinct}
         self.plain_tax = self.plain_tax if tax is None else tax
         self._ratios.clear()

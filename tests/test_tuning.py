@@ -35,8 +35,9 @@ def pair() -> Pair:
 
 def test_a_round_breaks_even_at_the_tokens_that_its_time_gives_plain_decoding() -> None:
     curve = {point.drafts: point for point in curve_of(times_of({2: 1.5, 4: 6.0}))}
-    assert curve[2].break_even == pytest.approx(1.5) and curve[2].seconds == pytest.approx(1.5 * PLAIN)
-    assert expected_tokens(curve[2].pays_from)(2) == pytest.approx(1.5)
+    assert curve[2].break_even == pytest.approx(1.5, rel=1e-3)
+    assert curve[2].seconds == pytest.approx(1.5 * PLAIN, rel=1e-3)
+    assert expected_tokens(curve[2].pays_from)(2) == pytest.approx(curve[2].break_even)
     assert curve[4].pays_from is None  # six rounds' time for at most five tokens
     assert [curve[k].known for k in (0, 1, 2, 3, 4, 6)] == [
         "timed",
@@ -67,17 +68,20 @@ def test_a_gain_that_is_too_small_or_only_over_taxed_rounds_is_none() -> None:
     times = times_of({1: 1.2, 2: 1.9})
     times.plain_tax = 1.5
     taxed = {choice.acceptance: choice for choice in choices_of(times)}
-    assert taxed[0.8].drafts == 0 and taxed[0.8].gain == pytest.approx(1 / 1.5)
-    assert taxed[0.95].gain == pytest.approx(1.95 / 1.8) and curve_of(times)[1].break_even == pytest.approx(
-        1.8
-    )
+    assert taxed[0.8].drafts == 0 and taxed[0.8].gain == pytest.approx(1 / 1.5, rel=1e-3)
+    assert taxed[0.95].gain == pytest.approx(1.95 / 1.8, rel=1e-3)
+    assert curve_of(times)[1].break_even == pytest.approx(1.8, rel=1e-3)
 
 
 def test_widths_need_to_know_how_long_a_round_takes() -> None:
     assert widths_of(RoundTimes()) == []
     kept = RoundTimes()
     kept.learn(times_of({2: 1.5}).to_json())
-    assert widths_of(kept) == widths_of(times_of({2: 1.5}))
+    for own, other in zip(widths_of(kept), widths_of(times_of({2: 1.5})), strict=True):
+        assert (own.goal, own.acceptance) == (other.goal, other.acceptance)
+        assert own.choice.width == other.choice.width
+        assert own.choice.num_draft_tokens == other.choice.num_draft_tokens
+        assert own.choice.tokens_per_second == pytest.approx(other.choice.tokens_per_second, rel=1e-3)
     for times in (times_of({2: 1.5}), RoundTimes(CostModel(0.001, 0.02, 0.001, draft_s=0.001))):
         found = widths_of(times)
         assert {(own.goal, own.acceptance) for own in found} == set(
@@ -107,8 +111,8 @@ def test_a_clock_that_jumps_changes_no_time(
     """Forwards, as after sleep, or backwards: once of the three rounds of a kind that are timed."""
     monkeypatch.setattr(mlx_mtp.timed_rounds, "time", Clock(jumps))
     times = calibrate(pair)
-    assert times.plain_seconds() == pytest.approx(0.001, rel=1e-3)
-    assert [times.ratio(k) for k in (1, 2, 4, 8)] == pytest.approx([2, 3, 5, 9], rel=1e-3)
+    assert times.plain_seconds() == pytest.approx(0.001, rel=0.01)
+    assert [times.ratio(k) for k in (1, 2, 4, 8)] == pytest.approx([2, 3, 5, 9], rel=0.01)
     assert is_calibrated(times)
 
 
