@@ -143,9 +143,7 @@ def test_a_planted_slow_drafter_breaks_the_guarantee(model, monkeypatch, at_rest
         return honest(*given, **named)
 
     monkeypatch.setattr(mlx_mtp.round, "draft", slow)
-    monkeypatch.setattr(
-        "mlx_mtp.conversation.make_policy", lambda drafts, **options: FixedPolicy(4 if drafts else 0)
-    )
+    monkeypatch.setattr("mlx_mtp.pair.make_policy", lambda drafts, **options: FixedPolicy(4 if drafts else 0))
     done = run_main("bench", model, *QUICK[:-1], "5", "--repeats", "3", "--arms", "plain,auto", "--guarantee")
     assert done.returncode == 1
     said = " ".join(done.stderr.decode().split())

@@ -41,8 +41,7 @@ def told(pair: Pair, k: int, batch: int, patch: pytest.MonkeyPatch, tokens: int 
     policy = Told(k)
     policy.heard = []
     with patch.context() as inside:
-        inside.setattr("mlx_mtp.conversation.make_policy", lambda *words, **how: policy)
-        inside.setattr("mlx_mtp.api.make_policy", lambda *words, **how: policy)
+        inside.setattr("mlx_mtp.pair.make_policy", lambda *words, **how: policy)
         prompts = [PROMPTS[row % 2] for row in range(batch)]
         if batch == 1:
             outs = [generate(pair, prompts[0], max_tokens=tokens, num_draft_tokens=k)]
