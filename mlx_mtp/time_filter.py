@@ -14,7 +14,9 @@ LEAST_NOISE, MOST_NOISE = 0.02, 0.3
 NOISE_WEIGHT = 0.05  # of a time in what the spread is taken to be
 FAR = 3.0  # spreads beyond which a time is moved nearer: something else ran meanwhile
 BELIEVED = 2  # such times in a row, and all on one side, after which they are believed
-RATIO_SHARE = 0.25  # of that variance in ratios: the machine changes oftener than they do
+RATIO_SHARE = (
+    0.25  # of what they are off by (squares), in how unsure the ratio is then: the machine changes oftener
+)
 UNSURE = 3.0  # spread of what a plain round takes, before any was timed
 
 
@@ -62,13 +64,17 @@ class TimeFilter:
 
     def pass_rounds(self, rounds: int) -> None:
         """So many rounds went by, timed or not: the machine may be faster or slower now."""
-        self._cov[0][0] = min(self._cov[0][0] + DRIFT * rounds, UNSURE**2)
+        if self._cov[0][0] < UNSURE**2:  # no more: but what is more unsure already is not made surer
+            self._cov[0][0] += DRIFT * rounds
         for i in range(1, len(self._mean)):
             self._cov[i][i] += CHANGE * rounds
 
     def forget_level(self) -> None:
         """The machine is another: only the ratios are kept."""
         self.timed.clear()
+        self._unsure_of_level()
+
+    def _unsure_of_level(self) -> None:
         n = len(self._mean)
         self._cov[0] = [UNSURE**2] + [0.0] * (n - 1)
         for row in self._cov[1:]:
@@ -107,6 +113,8 @@ class TimeFilter:
             return
         self._far = max(self._far, 0) + 1 if off > 0 else min(self._far, 0) - 1
         if abs(self._far) >= BELIEVED:
-            for i in places:
-                self._cov[i][i] += off * off * (1.0 if i == 0 else RATIO_SHARE)
+            self._unsure_of_level()
+            for i in places[1:]:
+                if self._cov[i][i] < UNSURE**2:
+                    self._cov[i][i] += RATIO_SHARE * off * off
             self._far = 0

@@ -81,3 +81,22 @@ def test_a_level_that_is_forgotten_leaves_the_ratios() -> None:
     assert times.plain_seconds == pytest.approx(40 * PLAIN, rel=0.05) and times.ratio(3) == pytest.approx(
         RATIO, rel=0.02
     )
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_any_times_at_all_leave_it_able_to_say_how_unsure_it_is(alone: bool) -> None:
+    """Pauses, bursts and clocks that jump, for thousands of rounds; with one number of drafts only, too."""
+    rng = random.Random(4)
+    for _ in range(20):
+        times = filtered()
+        for drafts in (1, 5, 8):
+            times.add(drafts, 1.5, 3.0)
+        speed = 1.0
+        for _ in range(1000):
+            if rng.random() < 0.03:
+                speed = 10 ** rng.uniform(-4, 4)
+            drafts = 3 if alone else rng.choice((0, 1, 3, 5, 8))
+            times.pass_rounds(rng.choice((1, 1, 1, 500)))
+            times.observe(drafts, speed * rng.lognormvariate(0, 0.1))
+            assert all(0 <= times.spread(k) < 40 and times.ratio(k) > 0 for k in (1, 3, 5, 8))
+        assert times.plain_seconds > 0
