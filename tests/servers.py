@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
+
 from engines import until
 from mlx_mtp import Engine, load
 from mlx_mtp.pair import Pair
@@ -169,3 +171,25 @@ def serving_demo(*, max_context: int = 2048, compiled: bool = True, **options: A
     with Engine(demo_pair(max_context, compiled), **engine_options) as engine:
         with serving(engine, **options) as running:
             yield running
+
+
+def one_server() -> Any:
+    """A fixture: one server for all tests of a module."""
+
+    @pytest.fixture(scope="module")
+    def server() -> Iterator[Running]:
+        with serving_demo(max_batch=4, max_queue=8) as running:
+            yield running
+
+    return server
+
+
+def still_answering() -> Any:
+    """A fixture for every test of a module: one bad request never harms the next."""
+
+    @pytest.fixture(autouse=True)
+    def still_answers(server: Running) -> Iterator[None]:
+        yield
+        assert server.chat(max_tokens=3).status == 200
+
+    return still_answers

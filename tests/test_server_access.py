@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,22 +11,22 @@ import mlx_mtp.server.protocol
 from mlx_mtp import ParameterError
 from mlx_mtp.server.guards import host_name, is_loopback, make_guard
 from mlx_mtp.server.running import listen
-from servers import CHAT, HOST, Running, chat_with, no_ends, read_all, serving_demo
+from servers import (
+    CHAT,
+    HOST,
+    Running,
+    chat_with,
+    no_ends,
+    one_server,
+    read_all,
+    serving_demo,
+    still_answering,
+)
 
 KEY = "a-key-for-tests"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving_demo(max_batch=4, max_queue=8) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def still_answers(server) -> Iterator[None]:
-    """One bad request never harms the next."""
-    yield
-    assert server.chat(max_tokens=3).status == 200
+server, still_answers = one_server(), still_answering()
 
 
 def status_line(data: bytes) -> bytes:

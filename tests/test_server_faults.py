@@ -5,10 +5,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 import mlx_mtp.server.answering
 import mlx_mtp.server.app
@@ -19,28 +16,19 @@ from servers import (
     HOST,
     TEXT,
     Reply,
-    Running,
     demo_pair,
     no_ends,
+    one_server,
     read_all,
     serving,
     serving_demo,
+    still_answering,
 )
 
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving_demo(max_batch=4, max_queue=8) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def still_answers(server) -> Iterator[None]:
-    """One bad request never harms the next."""
-    yield
-    assert server.chat(max_tokens=3).status == 200
+server, still_answers = one_server(), still_answering()
 
 
 def test_61_and_84_a_full_queue_says_when_to_come_back(server):

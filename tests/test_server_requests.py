@@ -1,24 +1,12 @@
 """What a server must refuse in a request, by the numbers of the list of faults; after each it still answers."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from servers import CHAT, HELLO, TEXT, Running, chat_with, serving_demo
+from servers import CHAT, HELLO, TEXT, chat_with, one_server, still_answering
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving_demo(max_batch=4, max_queue=8) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def still_answers(server) -> Iterator[None]:
-    """One bad request never harms the next."""
-    yield
-    assert server.chat(max_tokens=3).status == 200
+server, still_answers = one_server(), still_answering()
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/never-fetched.png"}}
