@@ -47,7 +47,7 @@ def test_a_conversation_goes_on_from_its_kv(kept, capsys):
     path, whole = kept
     session = session_with()
     said = do(session, f"/load {path}", capsys)
-    assert "1 messages" in said and "with the K/V of" in said
+    assert ": 1 message)" in said and "with the K/V of" in said
     session.say("What is MTP?")
     assert session.talk.messages == whole
     assert session.stats.reused_tokens > 20, "only the new turn was read"

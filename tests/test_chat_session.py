@@ -190,7 +190,7 @@ def test_a_session_that_is_changed_kept_and_taken_up_again(model, tmp_path):
     typed("/trace", "accepted draft")
     typed("/mtp 2", "2 draft tokens")
     typed("And?", STATUS)
-    typed("/load one", "going on with one: 1 messages")
+    typed("/load one", "going on with one: 1 message")
     typed("/thoughts", "came without thoughts")
     typed("/resume 99", "no conversation was kept|choose one of")
     typed(f"/model {tmp_path}/nothing", "going on with")

@@ -64,7 +64,7 @@ def go_on_with(session: Session, path: Path) -> None:
     session.talk.go_on_with(transcript, path)
     asked = sum(message["role"] == "user" for message in transcript.messages)
     other = "" if transcript.model == session.talk.model else f", which was with {transcript.model}"
-    say(f"(going on with {path.stem}: {asked} messages{other})")
+    say(f"(going on with {path.stem}: {asked} {'message' if asked == 1 else 'messages'}{other})")
     if transcript.kv is None:
         return
     try:
