@@ -33,7 +33,7 @@ from auto_gain_summary import FIRST_PLAIN, summary, words
 from demo_models import held_out_chat, held_out_code, load_ours
 from enlarge import SOURCE, enlarge, size_for
 from preload import check_preloaded, cost_of_rows
-from report import machine, record, rounded, save
+from report import commit, machine, record, rounded, save
 
 from mlx_mtp import Sampling
 from mlx_mtp.conversation import Conversation
@@ -197,15 +197,6 @@ def play_variant(
         "curve": curve_of(pair),
         "samples": [asdict(sample) for sample in samples],
     }
-
-
-def commit() -> str:
-    """What was measured; a working copy with changes says so."""
-    root = Path(__file__).parent.parent
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip() or "unknown"
 
 
 def in_child(variant: str, arguments: list[str], environment: Callable[[], dict[str, str]]) -> dict[str, Any]:

@@ -6,13 +6,16 @@
 
 Greedy, float32, the same held-out code prompts in every arm, replies of 16 to 112 tokens, arms alternated, prefill
 counted. Every arm's texts must be the same, or nothing is reported. "auto" learns from its own runs only; so does the
-arm that chooses its width, too.
+arm that chooses its width, too. Arms are compared within each pass, for the machine is faster in some than in others;
+a run adds its passes to those in the file, unless the pair, prompts, BLAS or commit are others.
 """
 
 import argparse
+import json
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 import mlx.core as mx
 from demo_models import folder_of, held_out_code, load_ours
 from preload import MARK, check_preloaded, rerun_with
-from report import Run, alternate, machine, record, rounded, save, spread
+from report import Run, alternate, commit, machine, record, rounded, save, spread
 
 from mlx_mtp import Sampling
 from mlx_mtp.batch import generate_rows
@@ -77,20 +80,52 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for name, drafts in ways
     }
     arms["width auto auto"] = partial(play, pair, requests, None, "auto", (RoundTimes(), Fit()))
-    before = machine()
+    load = machine()["load_average"]
     runs = alternate(arms, repeats=args.repeats, warm_ups=args.warm_ups)
-    tokens = sum(request.max_tokens for request in requests)
-    rates = {name: spread([tokens / run.seconds for run in own]) for name, own in runs.items()}
-    alone = rates.get("width 1 plain", next(iter(rates.values())))["median"]
-    for name, rate in rates.items():
-        rate["this / width 1 plain"] = rounded(rate["median"] / alone)
+    passes = [
+        {name: rounded(own[turn].seconds) for name, own in runs.items()} | {"load": load}
+        for turn in range(args.repeats)
+    ]
+    return {
+        "tokens a run": sum(request.max_tokens for request in requests),
+        "commit": commit(),
+        "passes": passes,
+    }
+
+
+def with_earlier(results: dict[str, Any], what: str, settings: dict[str, Any], path: Path | None) -> None:
+    """Add the passes of the file, if they are of the same."""
+    earlier = json.loads(path.read_text()) if path is not None and path.is_file() else None
+    if earlier is None or earlier["what"] != what or earlier["settings"]["blas"] != settings["blas"]:
+        return
+    own = earlier["results"]
+    if all(own.get(name) == results[name] for name in ("tokens a run", "commit")):
+        results["passes"] = own["passes"] + results["passes"]
+
+
+def speeds(passes: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, dict[str, Any]]:
+    """By arm: tokens a second; its speed over that of others, of each pass in which both were played."""
+    names = list(dict.fromkeys(name for one in passes for name in one if name != "load"))
+    found = {}
+    for name in names:
+        own = [one for one in passes if name in one]
         width = name.rpartition(" ")[0]
-        fixed = [
-            own["median"] for other, own in rates.items() if other.startswith(width) and "auto" not in other
-        ]
+        found[name] = spread([tokens / one[name] for one in own])
+        for words, other in (("width 1 plain", "width 1 plain"), ("plain of the width", f"{width} plain")):
+            ratios = [one[other] / one[name] for one in own if other in one]
+            if ratios:
+                found[name][f"this / {words}"] = spread(ratios)
+        fixed = {
+            other: statistics.median(one[other] for one in own if other in one)
+            for other in names
+            if other.startswith(f"{width} ") and "auto" not in other
+        }
         if fixed:
-            rate["this / best fixed of the width"] = rounded(rate["median"] / max(fixed))
-    return {"load before": before["load_average"], "tokens a run": tokens, "tokens a second": rates}
+            best = min(fixed, key=fixed.__getitem__)
+            found[name]["this / best fixed of the width"] = spread(
+                [one[best] / one[name] for one in own if best in one]
+            )
+    return found
 
 
 def main() -> None:
@@ -112,15 +147,18 @@ def main() -> None:
     settings: dict[str, Any] = {"blas": "the wheel's own"}
     if args.preloaded:
         settings = {"blas": str(args.openblas), "four rows cost one row times": rounded(check_preloaded())}
-    results = measure(args)
-    result = record(f"batches, greedy, float32: {what_of(args.target)}", settings, results)
-    print(f"{result['what']}: {result['label']}")
+    results, what = measure(args), f"batches, greedy, float32: {what_of(args.target)}"
+    with_earlier(results, what, settings, args.json)
+    results["tokens a second"] = speeds(results["passes"], results["tokens a run"])
+    result = record(what, settings, results)
+    print(f"{what}: {result['label']}")
     for name, row in results["tokens a second"].items():
-        print(
-            f"{name:16} {row['median']:7.1f} tok/s ({row['min']:.1f} to {row['max']:.1f})"
-            f"  {row['this / width 1 plain']:.2f} x width 1 plain"
-            f"  {row.get('this / best fixed of the width', '')}"
+        ratios = ", ".join(
+            f"{own['median']:.2f} ({own['min']:.2f} to {own['max']:.2f}) x {words.removeprefix('this / ')}"
+            for words, own in row.items()
+            if words.startswith("this / ")
         )
+        print(f"{name:16} {row['median']:7.1f} tok/s ({row['min']:.1f} to {row['max']:.1f}); {ratios}")
     save(result, args.json)
 
 

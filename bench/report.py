@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,15 @@ def machine() -> dict[str, Any]:
         "cores": len(allowed),
         "load_average": [rounded(value) for value in os.getloadavg()],
     }
+
+
+def commit() -> str:
+    """What was measured; a working copy with changes says so."""
+    root = Path(__file__).parent.parent
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip() or "unknown"
 
 
 def versions() -> dict[str, str]:

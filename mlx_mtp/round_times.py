@@ -18,7 +18,6 @@ START = 2.5  # plain rounds that tries may cost before any was played
 # Spread of the logarithm of a ratio that was not timed yet, about what is expected of it: between two that were, whose
 # line a time has to outweigh, and beyond them. What is beyond is learnt from its times alone.
 BETWEEN, BEYOND, UNTIMED = 0.15, 0.4, 3.0
-COMPARED = 0.5  # spread from which a number of drafts counts as compared with plain rounds
 KEPT = 0.05  # spread of what an earlier run found: what is measured now outvotes it soon
 PAUSE = 10  # so many times what a round can take: the machine slept, or the clock jumped
 FIRST = 2  # times after which one that is so short is no better than they
@@ -30,6 +29,7 @@ class Width:
     """What was seen with one batch width."""
 
     times: TimeFilter = field(default_factory=TimeFilter)
+    compared: set[int] = field(default_factory=set)  # numbers of drafts that were compared with plain rounds
     points: dict[int, float] | None = (
         None  # ratios of those that were compared, made to rise; None: to be computed
     )
@@ -195,8 +195,8 @@ class RoundTimes:
         if width is None:
             return {}
         if width.points is None:
-            found = width.times.compared(COMPARED)
-            ratios = monotone([ratio for ratio, _ in found.values()], [1 / s**2 for _, s in found.values()])
+            found, times = sorted(width.compared), width.times
+            ratios = monotone([times.ratio(k) for k in found], [times.spread(k) ** -2 for k in found])
             width.points = {k: max(ratio, 1 + 1e-3) for k, ratio in zip(found, ratios, strict=True)}
         return width.points
 
@@ -229,6 +229,8 @@ class RoundTimes:
         times.pass_rounds(width.passed)
         width.passed = 0
         times.observe(drafts, seconds)
+        if times.timed.get(0) or width.compared:
+            width.compared |= times.timed.keys() - {0}
         self._forget(width)
 
     def _forget(self, width: Width) -> None:
@@ -257,6 +259,7 @@ class RoundTimes:
             for k, ratio in ratios.items():
                 if not width.times.knows(k):
                     width.times.add(k, ratio, KEPT)
+                    width.compared.add(k)
             self._forget(width)
         self.distinct = {**experts, **self.distinct}
         self.plain_tax = self.plain_tax if tax is None else tax

@@ -52,11 +52,6 @@ class TimeFilter:
         i = self._index[drafts]
         return sqrt(self._cov[i][i])
 
-    def compared(self, spread: float) -> dict[int, tuple[float, float]]:
-        """By drafts, in order: the ratios that are known to within `spread`, and how unsure each is."""
-        known = {k: (self.ratio(k), self.spread(k)) for k in sorted(self._index)}
-        return {k: own for k, own in known.items() if own[1] <= spread}
-
     @property
     def plain_seconds(self) -> float:
         """Seconds of a plain round now."""

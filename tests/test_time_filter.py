@@ -19,10 +19,10 @@ def test_drafts_alone_say_nothing_of_their_ratio_until_plain_rounds_are_seen() -
     times = filtered()
     for _ in range(20):
         times.observe(3, RATIO * PLAIN)
-    assert times.spread(3) > 0.3 and not times.compared(0.3)
+    assert times.spread(3) > 0.3
     for _ in range(5):
         times.observe(0, PLAIN)
-    assert times.ratio(3) == pytest.approx(RATIO, rel=0.02) and list(times.compared(0.3)) == [3]
+    assert times.ratio(3) == pytest.approx(RATIO, rel=0.02) and times.spread(3) < 0.1
     assert times.timed == {3: 20, 0: 5}
 
 
