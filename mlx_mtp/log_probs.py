@@ -30,7 +30,7 @@ class LogProbRows(NamedTuple):
 
     rows: tuple[int, ...]
     chosen: mx.array  # [R, M]
-    ids: mx.array  # [R, M, count]
+    ids: mx.array  # [R, M, count], count >= 1
     best: mx.array  # [R, M, count]
 
 
@@ -56,12 +56,12 @@ def log_prob_rows(
     rows = tuple(b for b, count in enumerate(asked) if count is not None)
     if not rows:
         return None
-    count = max(asked[b] or 0 for b in rows)
+    count = max(1, *(asked[b] or 0 for b in rows))  # never none: GPUs get no operation on nothing
     at = mx.array(rows, mx.int32)
     logits = logits_of(target, mx.take(hidden, at, axis=0)).astype(mx.float32)
     total = mx.logsumexp(logits, axis=-1, keepdims=True)
     own = mx.take(tokens, at, axis=0)[..., None]
-    ids = best_candidates(logits, min(count, logits.shape[-1])) if count else own[..., :0]
+    ids = best_candidates(logits, min(count, logits.shape[-1]))
     chosen = (mx.take_along_axis(logits, own, axis=-1) - total)[..., 0]
     return LogProbRows(rows, chosen, ids, mx.take_along_axis(logits, ids, axis=-1) - total)
 

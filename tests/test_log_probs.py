@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -56,7 +57,11 @@ def test_drafts_settings_and_asking_change_nothing(sampling):
     drafted = replied(sampling=sampling, num_draft_tokens=3, log_probs=2)
     unasked = replied(sampling=sampling, num_draft_tokens=3)
     assert plain.tokens == drafted.tokens == unasked.tokens
-    assert plain.log_probs == drafted.log_probs and unasked.log_probs is None
+    assert unasked.log_probs is None
+    if mx.default_device().type == mx.cpu:  # where a row's bits depend on no other row
+        assert plain.log_probs == drafted.log_probs
+    for one, other in zip(plain.log_probs, drafted.log_probs, strict=True):
+        assert abs(one.log_prob - other.log_prob) < 1e-4
     # The next token's distribution depends on the tokens before it alone: ask for it greedily, without settings.
     context = [*golden("e2b", "long").prompt, *plain.tokens[:9]]
     [again] = generate(golden_pair("e2b"), context, max_tokens=1, log_probs=20).log_probs
