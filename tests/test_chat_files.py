@@ -17,7 +17,7 @@ from mlx_mtp.cli.transcripts import kv_path, load_conversation
 from servers import demo_pair
 
 
-def session_with(max_tokens: int = 24) -> Session:
+def session_with(max_tokens: int = 12) -> Session:
     options = ReplyOptions(max_tokens, 2, (), None, {"temperature": 0.0})
     return Session(demo_pair(), Talk("demo", options, "plain"), Interrupts())
 

@@ -15,7 +15,7 @@ from mlx_mtp.log_probs import TokenLogProbs
 from mlx_mtp.reply import Generation
 from pairs import golden_pair
 
-TOKENS = 30
+TOKENS = 16
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ def test_nobody_pays_who_does_not_ask(monkeypatch):
 
 def test_on_our_kernels_the_fused_head_still_chooses(metal):
     """It writes no logits down, so a whole product beside it gives these; no token is another for that."""
-    stock = quantised_pair("a4b")
+    stock = quantised_pair("31b")
     pair = on_kernels(stock)
     assert pair.target.kernels.head_choose is not None
     prompt, asked = list(range(20, 33)), {"max_tokens": 3, "num_draft_tokens": 1}
