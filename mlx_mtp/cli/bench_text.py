@@ -38,9 +38,11 @@ def title_of(case: Case) -> str:
 def _settings_line(document: Document, columns: int | None) -> str:
     settings, prompts = document["settings"], document["fingerprint"]["prompts"]
     each, tokens = settings["prompts"], settings["tokens"]
+    least, most = settings["min_repeats"], settings["max_repeats"]
+    repeats = f"{least}" if least == most else f"{least} to {most}"
     return wrapped(
-        f"prompt set {prompts['version']}, {each} of each workload, {tokens} tokens each, {settings['min_repeats']} to "
-        f"{settings['max_repeats']} repeats, arms in turn. tok/s: of decoding, the median, ± half the 95 % interval; "
+        f"prompt set {prompts['version']}, {each} of each workload, {tokens} tokens each, {repeats} repeats, "
+        f"arms in turn. tok/s: of decoding, the median, ± half the 95 % interval; "
         "cost: a round's time in plain rounds, and so the tokens a round from which drafting gains; ms: p50/p95",
         columns,
     )
