@@ -98,6 +98,7 @@ def test_auto_is_compared_with_each_texts_best(bench):
     assert noisy["speed"] == pytest.approx(1.0) and 5 / 6 <= noisy["lower"] < 0.96 < 1.04 < noisy["upper"]
     few = found.speed(samples_of(2.5, passes=3), "auto, later")["best for each text"]
     assert few["lower"] is None and "too few passes" in found.in_words(few)
+    assert found.speed(samples_of(2.5, passes=1), "auto, later")["passes"] == 1
 
 
 def test_the_best_of_many_by_luck_is_not_held_against_auto(bench):
