@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,23 @@ def play(policy: AutoPolicy, *, pause_at: int | None = None, traced: bool) -> li
     return played
 
 
+def settled(played: list[int]) -> int:
+    """The number of drafts in the second half; at most a tenth of it goes into timing another one."""
+    half = played[len(played) // 2 :]
+    [(k, rounds)] = Counter(half).most_common(1)
+    assert rounds >= 0.9 * len(half), played
+    return k
+
+
 @pytest.mark.parametrize("traced", [False, True])
 def test_one_round_of_two_hours_teaches_nothing(traced):
     usual = play(AutoPolicy(), traced=traced)
-    # Two rounds at a time are plain to see what that takes; one number of drafts is played in all others.
-    settled = usual[len(usual) // 2 :]
-    assert usual.count(0) < 10 and set(settled) <= {0, 3, 4, 5, 6, 8} and len({*settled, 0}) == 2
+    assert usual.count(0) < 10 and settled(usual) in (3, 4, 5)
     for pause_at in range(80):
         policy = AutoPolicy()
         played = play(policy, pause_at=pause_at, traced=traced)
         assert played.count(0) < 10 and not policy.parked and policy.reason is None, (pause_at, played)
-        assert set(played[len(usual) // 2 :]) == set(settled), (pause_at, played)
+        assert settled(played) == settled(usual), (pause_at, played)
 
 
 def test_rounds_that_really_take_long_are_believed():
