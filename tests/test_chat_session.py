@@ -169,7 +169,7 @@ def test_a_session_that_is_changed_kept_and_taken_up_again(model, tmp_path):
     editor = tmp_path / "editor"
     editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'w').write('Edited?')\n")
     editor.chmod(0o755)
-    chat = Terminal(model, *SHORT, term="xterm", env={"EDITOR": str(editor)})
+    chat = Terminal(model, *SHORT, term="xterm", columns=400, env={"EDITOR": str(editor)})
     chat.ready()
 
     def typed(line: str, shown: str) -> None:
@@ -203,7 +203,7 @@ def test_a_session_that_is_changed_kept_and_taken_up_again(model, tmp_path):
 
 
 def test_pasted_lines_are_one_message_and_history_is_kept_apart(model):
-    chat = Terminal(model, *SHORT, term="xterm")
+    chat = Terminal(model, *SHORT, term="xterm", columns=400)
     chat.ready()
     chat.send("\x1b[200~first\nsecond\x1b[201~\r")
     chat.expect(STATUS)
