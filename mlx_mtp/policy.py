@@ -248,7 +248,11 @@ class AutoPolicy:
     def _explanation(self, best: int) -> str:
         ratio, tokens = self.times.ratio(best, self._batch), self.expected_tokens(best)
         # Without these words a text that gives a little more than break-even would seem to be parked by mistake.
-        little = "" if tokens < ratio else f", less than the {RESUME_GAIN:.2f}x from which drafts are made"
+        little = ""
+        if tokens >= RESUME_GAIN * ratio:
+            little = ", to be seen in a look before drafts are made again"
+        elif tokens >= ratio:
+            little = f", less than the {RESUME_GAIN:.2f}x from which drafts are made"
         tax = self.plain_tax
         taxed = (
             ""

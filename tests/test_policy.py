@@ -109,6 +109,16 @@ def test_a_gain_too_small_to_draft_for_is_explained():
     assert policy.parked and "less than" not in str(policy.reason)
 
 
+def test_a_parked_text_that_seems_to_pay_again_says_what_it_waits_for(monkeypatch):
+    policy = AutoPolicy()
+    play(policy, 400, right=0.0, seconds=cheap)
+    assert policy.parked and "look" not in str(policy.reason)
+    monkeypatch.setattr(policy, "expected_tokens", lambda k: 1.0 + k)
+    policy.observe(0, [0], cheap(0))
+    assert policy.parked and "to be seen in a look" in str(policy.reason)
+    assert "less than" not in str(policy.reason)
+
+
 def test_drafts_what_pays():
     policy = AutoPolicy()
     verified = play(policy, 200, right=0.95, seconds=cheap)
