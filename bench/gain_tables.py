@@ -4,12 +4,12 @@ python bench/gain_tables.py --write
 python bench/gain_tables.py --check
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from marked_tables import put, write_or_check
 
 HERE = Path(__file__).resolve().parent
 README, RESULTS = HERE / "README.md", HERE / "results"
@@ -87,27 +87,8 @@ def over(auto: Mapping[str, Any] | None) -> str:
 
 def with_tables(text: str, written: str) -> str:
     """`text` with the tables between their marks; ValueError where they have none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no {BEGIN} .. {END} in it")
-    return f"{before}{BEGIN}\n\n{written}\n\n{END}{after}"
-
-
-def main() -> str | None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--write", action="store_true", help="into bench/README.md")
-    way.add_argument("--check", action="store_true", help="exit code 1 if it says something else")
-    args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    wanted = with_tables(text, tables())
-    if args.write:
-        README.write_text(wanted, encoding="utf-8")
-    return None if args.write or text == wanted else "bench/README.md has other tables; run it with --write"
+    return put(text, BEGIN, END, f"\n{written}\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    write_or_check(README, lambda text: with_tables(text, tables()), __doc__)

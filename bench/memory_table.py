@@ -4,11 +4,10 @@ python bench/memory_table.py --write
 python bench/memory_table.py --check
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
+from marked_tables import put, write_or_check
 from memory_peaks import comparison
 
 from mlx_mtp.memory import MemoryEstimate, estimate_memory
@@ -79,31 +78,11 @@ TABLES = {"totals": totals_table, "parts": parts_table, "shares": share_table, "
 
 
 def with_tables(text: str) -> str:
-    """The document with its tables made anew."""
+    """The document with its tables made anew; ValueError where a table's marks are missing."""
     for name, table in TABLES.items():
-        before, begin, rest = text.partition(BEGIN.format(name))
-        _, end, after = rest.partition(END.format(name))
-        if not begin or not end:
-            sys.exit(f"{DOC}: the marks of the table '{name}' are missing")
-        text = f"{before}{begin}\n{table()}\n{end}{after}"
+        text = put(text, BEGIN.format(name), END.format(name), table())
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", action="store_true", help="put the tables into docs/memory.md")
-    action.add_argument("--check", action="store_true", help="exit with 1 if docs/memory.md has others")
-    args = parser.parse_args()
-    written = DOC.read_text()
-    made = with_tables(written)
-    if args.write:
-        DOC.write_text(made)
-    elif made != written:
-        sys.exit(f"{DOC} does not have the tables that the estimate gives now; run it with --write")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(DOC, with_tables, __doc__)

@@ -7,15 +7,14 @@ A row says on which machine its file was made, and a prediction says that it is 
 row. Files of `mlx-mtp bench` (see README.md here) have a row each, Macs first.
 """
 
-import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marked_tables import put, write_or_check
 from predicted_gains import predict
 from published_gains import GAINS
 
@@ -255,34 +254,10 @@ def is_bench_run(path: Path) -> bool:
     return isinstance(found, dict) and found.get("kind") == KIND
 
 
-def table(rows: list[Number]) -> str:
-    return "\n".join([BEGIN, HEAD, *(row.line() for row in rows), END])
-
-
 def with_table(text: str, rows: list[Number]) -> str:
-    """The README with this table between its marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{README}: has no marks {BEGIN} and {END}")
-    return before + table(rows) + after
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--write", action="store_true")
-    how.add_argument("--check", action="store_true", help="exit code 1 if the README differs")
-    args = parser.parse_args()
-    text = README.read_text()
-    wanted = with_table(text, numbers())
-    if args.write:
-        README.write_text(wanted)
-    elif wanted != text:
-        sys.exit("README.md is not what the result files say; run bench/readme_numbers.py --write")
+    """The README with this table between its marks; ValueError where they are missing."""
+    return put(text, BEGIN, END, "\n".join([HEAD, *(row.line() for row in rows)]))
 
 
 if __name__ == "__main__":
-    main()
+    write_or_check(README, lambda text: with_table(text, numbers()), __doc__)

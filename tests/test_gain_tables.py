@@ -1,19 +1,14 @@
 """The tables of what auto gains are what the committed result files say."""
 
-import importlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture
-def gains(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    return importlib.import_module("gain_tables")
+def gains(bench):
+    return bench("gain_tables")
 
 
 def test_the_page_holds_what_the_script_writes(gains):
@@ -44,9 +39,9 @@ def test_a_page_without_marks_is_refused(gains):
         gains.with_tables("no marks", "| a |")
 
 
-def test_widths_are_compared_within_each_pass(gains, monkeypatch):
+def test_widths_are_compared_within_each_pass(bench, gains, monkeypatch):
     """A pass that was slow for all arms changes no ratio; a width without plain rounds has none."""
-    widths = importlib.import_module("batch_width")
+    widths = bench("batch_width")
     arms = {"width 1 plain": 2.0, "width 1 k=2": 1.0, "width 1 auto": 1.25, "width auto auto": 0.5}
     passes = [{name: slow * own for name, own in arms.items()} | {"load": [0]} for slow in (1, 3, 2)]
     found = widths.speeds(passes, 100)

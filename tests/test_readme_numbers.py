@@ -1,6 +1,5 @@
 """The README's table of numbers is what the committed result files say, each row with its machine."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def numbers(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    return importlib.import_module("readme_numbers")
+def numbers(bench):
+    return bench("readme_numbers")
 
 
 def test_the_readme_holds_what_the_script_writes(numbers):
