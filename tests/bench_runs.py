@@ -19,6 +19,12 @@ from mlx_mtp.pair import Pair
 from mlx_mtp.round import Rounds
 from mlx_mtp.stats import Stats
 
+# Seconds of an arm's samples.
+STEADY = [1.0, 1.001, 0.999, 1.002, 1.0, 0.998]
+FAST = [0.5 * s for s in STEADY]
+SLOW = [1.1 * s for s in STEADY]
+WIDE = [0.7, 1.3, 0.8, 1.2, 1.0, 1.05]
+
 IDLE = Machine(
     busy_s=None, thermal=None, throttled=None, power=None, low_power=None, load=0.0, waited_s=None, hertz=None
 )
@@ -200,3 +206,8 @@ def lazy_work(size: int = 256) -> mx.array:
     for _ in range(8):
         x = (x @ x) / size
     return x
+
+
+def timed_run(**times: list[float]) -> dict[str, Any]:
+    """A made run whose arms took these times; mlx_lm and k2 stand for mlx-lm and k=2."""
+    return made_document({name.replace("_", "-").replace("k2", "k=2"): list(t) for name, t in times.items()})

@@ -1,36 +1,22 @@
-"""Files of runs: kept whole, read back, refused where unusable; comparisons, guarantees, tables and plots."""
+"""Files of runs: kept whole, read back, refused where unusable; guarantees and comparisons."""
 
 import copy
-import csv
 import errno
-import io
 import json
 import os
-import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
 
-from bench_runs import FINGERPRINT, made_document
+from bench_runs import FAST, FINGERPRINT, SLOW, STEADY, WIDE, made_document, timed_run
 from cli_runs import one_line, run_main
-from mlx_mtp.cli.bench_text import as_text, comparison_text, findings_text
-from mlx_mtp.cli.sizes import columns_of
+from mlx_mtp.cli.bench_text import comparison_text
 from mlx_mtp.errors import ParameterError
-from mlx_mtp.measure import plots
 from mlx_mtp.measure.compare import compare_runs, unlike
 from mlx_mtp.measure.guarantee import check_guarantee, keeps_its_word
 from mlx_mtp.measure.results import Keeper, as_json, read_document, write_document
 from mlx_mtp.measure.summary import rows_of
-from mlx_mtp.measure.tables import in_format, record_of
-
-STEADY = [1.0, 1.001, 0.999, 1.002, 1.0, 0.998]
-FAST = [0.5 * s for s in STEADY]
-SLOW = [1.1 * s for s in STEADY]
-WIDE = [0.7, 1.3, 0.8, 1.2, 1.0, 1.05]
-
-
-def run(**times):
-    return made_document({name.replace("_", "-").replace("k2", "k=2"): list(t) for name, t in times.items()})
+from mlx_mtp.measure.tables import record_of
 
 
 def only_case(document) -> dict:
@@ -41,7 +27,7 @@ def only_case(document) -> dict:
 
 
 def test_a_run_is_read_back_as_it_was_kept(tmp_path):
-    document, path = run(plain=STEADY, auto=FAST), tmp_path / "run.json"
+    document, path = timed_run(plain=STEADY, auto=FAST), tmp_path / "run.json"
     write_document(path, document)
     assert read_document(path) == json.loads(as_json(document))
     document = read_document(path)
@@ -71,7 +57,7 @@ def test_what_cannot_be_used_is_refused_in_a_line(tmp_path, content, said):
     if content is not None:
         path.write_bytes(content)
     good = tmp_path / "good.json"
-    write_document(good, run(plain=STEADY, auto=FAST))
+    write_document(good, timed_run(plain=STEADY, auto=FAST))
     for words in (("--compare", path, good), ("--compare", good, path), ("--resume", path)):
         done = run_main("bench", *words)
         assert done.returncode == 2
@@ -97,7 +83,7 @@ def test_what_cannot_be_used_is_refused_in_a_line(tmp_path, content, said):
     ],
 )
 def test_damage_inside_is_found(tmp_path, damage):
-    document = run(plain=STEADY, auto=FAST)
+    document = timed_run(plain=STEADY, auto=FAST)
     damage(document)
     path = tmp_path / "run.json"
     path.write_text(json.dumps(document))
@@ -106,7 +92,7 @@ def test_damage_inside_is_found(tmp_path, damage):
 
 
 def test_a_full_disk_is_spoken_of_once_and_what_was_kept_stays(tmp_path, monkeypatch):
-    document, path = run(plain=STEADY, auto=FAST), tmp_path / "run.json"
+    document, path = timed_run(plain=STEADY, auto=FAST), tmp_path / "run.json"
     keeper = Keeper(path, every_s=0.0)
     assert keeper.keep(document) is None
     before = path.read_bytes()
@@ -130,7 +116,7 @@ def test_a_full_disk_is_spoken_of_once_and_what_was_kept_stays(tmp_path, monkeyp
 
 
 def test_figures_of_a_made_run():
-    plain, auto = rows_of(run(plain=STEADY, auto=FAST))
+    plain, auto = rows_of(timed_run(plain=STEADY, auto=FAST))
     assert plain.ms_per_token.median == pytest.approx(10.0)
     assert plain.tokens_per_s == pytest.approx(100.0)
     assert auto.speedup.value == pytest.approx(2.0) and auto.speedup.low > 1.99
@@ -144,7 +130,9 @@ def test_figures_of_a_made_run():
 
 
 def test_the_faster_plain_arm_is_what_total_is_over():
-    found = {row.arm: row for row in rows_of(run(plain=STEADY, mlx_lm=[0.8 * s for s in STEADY], auto=FAST))}
+    found = {
+        row.arm: row for row in rows_of(timed_run(plain=STEADY, mlx_lm=[0.8 * s for s in STEADY], auto=FAST))
+    }
     assert found["auto"].faster_plain == "mlx-lm"
     assert found["auto"].total.value == pytest.approx(0.5 / 0.8)
     assert found["auto"].speedup.value == pytest.approx(2.0), "a speed-up is over our own plain decoding"
@@ -159,12 +147,12 @@ def findings(document) -> dict:
 
 def test_the_guarantee_holds_for_what_is_faster_or_as_fast():
     for auto in (FAST, STEADY, [1.01 * s for s in STEADY]):
-        document = run(plain=STEADY, mlx_lm=SLOW, auto=auto, k2=SLOW)
+        document = timed_run(plain=STEADY, mlx_lm=SLOW, auto=auto, k2=SLOW)
         assert keeps_its_word(check_guarantee(document), document)
 
 
 def test_a_slow_auto_breaks_it_and_a_slow_fixed_number_does_not():
-    document = run(plain=STEADY, mlx_lm=SLOW, auto=SLOW, k2=FAST)
+    document = timed_run(plain=STEADY, mlx_lm=SLOW, auto=SLOW, k2=FAST)
     found = findings(document)[("auto", "time")]
     assert not found.holds and found.said.startswith("SLOWER: 1.100 x the time of plain")
     assert not keeps_its_word(check_guarantee(document), document)
@@ -172,13 +160,13 @@ def test_a_slow_auto_breaks_it_and_a_slow_fixed_number_does_not():
 
 
 def test_slower_than_mlx_lm_alone_breaks_it():
-    found = findings(run(plain=SLOW, mlx_lm=STEADY, auto=SLOW))[("auto", "time")]
+    found = findings(timed_run(plain=SLOW, mlx_lm=STEADY, auto=SLOW))[("auto", "time")]
     assert not found.holds and "of mlx-lm" in found.said
 
 
 def test_what_is_too_noisy_to_tell_is_not_shown():
     for plain, auto in ((WIDE, STEADY), (STEADY, WIDE)):
-        document = run(plain=plain, auto=auto)
+        document = timed_run(plain=plain, auto=auto)
         found = findings(document)[("auto", "time")]
         assert not found.holds and "too noisy" in found.said
         assert not keeps_its_word(check_guarantee(document), document)
@@ -191,24 +179,24 @@ def test_a_machine_that_was_not_at_rest_shows_nothing():
 
 
 def test_another_text_breaks_it_also_where_rounding_explains_it():
-    document = run(plain=STEADY, auto=FAST, k2=FAST)
+    document = timed_run(plain=STEADY, auto=FAST, k2=FAST)
     first = {"text": 0, "index": 7, "is_rounding": True, "why": "rounding: gap 0.1, the paths differ by 0.2"}
     only_case(document)["verdicts"]["k=2"] |= {"parted": 1, "per_1000": 10.0, "first": [first]}
     found = findings(document)
     assert found[("auto", "text")].holds
     assert not found[("k=2", "text")].holds and "token 7" in found[("k=2", "text")].said
-    document = run(plain=STEADY, auto=FAST)
+    document = timed_run(plain=STEADY, auto=FAST)
     only_case(document)["arms"]["auto"]["unsteady"] = 2
     assert not findings(document)[("auto", "text")].holds
 
 
 def test_nothing_measured_is_no_yes():
-    document = run(plain=STEADY, auto=FAST)
+    document = timed_run(plain=STEADY, auto=FAST)
     assert not keeps_its_word(check_guarantee({**document, "cases": {}}), document)
     assert not keeps_its_word(check_guarantee(document), {**document, "complete": False})
     only_case(document)["skipped"] = "it does not fit"
     assert [f.said for f in check_guarantee(document)] == ["not played: it does not fit"]
-    document = run(plain=STEADY, k2=FAST)
+    document = timed_run(plain=STEADY, k2=FAST)
     assert not keeps_its_word(check_guarantee(document), document), "auto is what the word is about"
 
 
@@ -216,13 +204,15 @@ def test_nothing_measured_is_no_yes():
 
 
 def test_two_runs_are_compared_with_intervals():
-    before, after = run(plain=STEADY, auto=FAST), run(plain=STEADY, auto=[0.9 * s for s in FAST])
+    before, after = timed_run(plain=STEADY, auto=FAST), timed_run(plain=STEADY, auto=[0.9 * s for s in FAST])
     plain, auto = compare_runs(before, after)
     assert plain.word == "no difference shown" and plain.ratio.low < 1 < plain.ratio.high
     assert auto.word == "faster"
     assert auto.ratio.value == pytest.approx(0.9) and auto.ratio.high < 0.92
     assert compare_runs(after, before)[1].word == "slower"
-    noisy = compare_runs(run(plain=WIDE, auto=WIDE), run(plain=WIDE, auto=[0.95 * s for s in WIDE]))
+    noisy = compare_runs(
+        timed_run(plain=WIDE, auto=WIDE), timed_run(plain=WIDE, auto=[0.95 * s for s in WIDE])
+    )
     assert [c.word for c in noisy] == ["no difference shown"] * 2
     text = comparison_text(compare_runs(before, after), 100)
     assert "0.900" in text
@@ -230,7 +220,7 @@ def test_two_runs_are_compared_with_intervals():
 
 
 def test_a_long_comparison_says_what_chance_would_show():
-    many = compare_runs(run(plain=STEADY, auto=FAST), run(plain=STEADY, auto=FAST)) * 15
+    many = compare_runs(timed_run(plain=STEADY, auto=FAST), timed_run(plain=STEADY, auto=FAST)) * 15
     assert comparison_text(many, 100).endswith("; by chance alone about 2 would be faster or slower")
 
 
@@ -247,7 +237,7 @@ def test_a_long_comparison_says_what_chance_would_show():
     ],
 )
 def test_unlike_runs_are_refused_unless_forced(tmp_path, place, value):
-    one, other = run(plain=STEADY, auto=FAST), run(plain=STEADY, auto=FAST)
+    one, other = timed_run(plain=STEADY, auto=FAST), timed_run(plain=STEADY, auto=FAST)
     *path, last = place
     inner = other = copy.deepcopy(other)
     for name in path:
@@ -267,96 +257,32 @@ def test_unlike_runs_are_refused_unless_forced(tmp_path, place, value):
 
 
 def test_another_version_of_this_program_may_be_compared():
-    other = run(plain=STEADY, auto=FAST)
+    other = timed_run(plain=STEADY, auto=FAST)
     other["fingerprint"] = copy.deepcopy(FINGERPRINT)
     other["fingerprint"]["versions"]["mlx-mtp"] = "9.9"
-    assert unlike(run(plain=STEADY, auto=FAST), other) == []
+    assert unlike(timed_run(plain=STEADY, auto=FAST), other) == []
 
 
 def test_a_busy_machine_shows_no_difference():
     busy = made_document({"plain": STEADY, "auto": FAST}, marks=("loaded",))
-    found = compare_runs(run(plain=SLOW, auto=SLOW), busy)
+    found = compare_runs(timed_run(plain=SLOW, auto=SLOW), busy)
     assert {c.word for c in found} == {"unknown: a machine was not at rest"}
     assert comparison_text(found, 100).endswith("2 rows, and none says anything: a machine was not at rest")
-    half = [*found, *compare_runs(run(plain=STEADY), run(plain=STEADY))]
+    half = [*found, *compare_runs(timed_run(plain=STEADY), timed_run(plain=STEADY))]
     assert comparison_text(half, 100).endswith(
         "3 rows: 0 faster, 0 slower, 1 without a difference shown, 2 unknown"
     )
 
 
 def test_runs_with_nothing_in_common_are_refused():
-    one, other = run(plain=STEADY, auto=FAST), run(plain=STEADY, auto=FAST)
+    one, other = timed_run(plain=STEADY, auto=FAST), timed_run(plain=STEADY, auto=FAST)
     other["cases"] = {}
     with pytest.raises(ParameterError, match="in common"):
         compare_runs(one, other)
 
 
-# Formats
-
-
-def test_every_format_holds_every_row():
-    document = run(plain=STEADY, mlx_lm=SLOW, auto=FAST, k2=WIDE)
-    rows = rows_of(document)
-    lines = list(csv.DictReader(io.StringIO(in_format(document, "csv"))))
-    assert [line["arm"] for line in lines] == [row.arm for row in rows]
-    assert {line["schema"] for line in lines} == {"1"}
-    assert float(lines[2]["speedup"]) == pytest.approx(2.0)
-    assert lines[3]["noisy"] == "True" and lines[2]["acceptance_by_position"] == "0.6 0.4"
-    head, *records = [json.loads(line) for line in in_format(document, "jsonl").splitlines()]
-    assert head["schema"] == 1 and head["fingerprint"] == FINGERPRINT
-    assert [record["arm"] for record in records] == [row.arm for row in rows]
-    whole = json.loads(in_format(document, "json"))
-    assert whole["schema"] == 1 and whole["cases"].keys() == document["cases"].keys()
-    assert [record["arm"] for record in whole["rows"]] == [row.arm for row in rows]
-    table = [line for line in in_format(document, "md").splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(rows)
-    assert len({line.count(" | ") for line in table[2:]}) == 1
-
-
-def test_json_that_was_written_can_be_resumed_and_compared(tmp_path):
-    document, path = run(plain=STEADY, auto=FAST), tmp_path / "out.json"
-    path.write_text(in_format(document, "json"))
-    assert compare_runs(read_document(path), document)
-    assert read_document(path) == json.loads(as_json(document)), "figures are computed anew"
-
-
-@pytest.mark.parametrize("columns", [40, 80, 140])
-def test_the_table_fits_its_terminal(columns):
-    document = run(plain=STEADY, mlx_lm=SLOW, auto=FAST, k2=WIDE)
-    text = as_text(document, columns)
-    assert all(columns_of(line) <= columns for line in text.splitlines() if "chat/" not in line)
-    assert "2.00" in text and "noisy" in text
-    if columns == 80:
-        [header] = [line for line in text.splitlines() if line.startswith("  arm ")]
-        assert "tok/round" in header
-    said = findings_text(check_guarantee(document), columns)
-    assert said.startswith("guarantee: 3 of 3 checks hold")
-
-
-@pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_plots_are_drawn(tmp_path, suffix):
-    document = run(plain=STEADY, mlx_lm=SLOW, auto=FAST, k2=WIDE)
-    path = tmp_path / f"out.{suffix}"
-    plots.write_plots(document, path)
-    if suffix == "svg":
-        assert ET.parse(path).getroot().tag.endswith("svg")
-    else:
-        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20_000
-    plots.write_plots({**document, "cases": {}}, path)
-
-
-def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    done = run_main("bench", "demo", "--plot", tmp_path / "out.svg")
-    assert done.returncode == 2
-    assert "pip install 'mlx-mtp[plot]'" in one_line(done.stderr)
-    assert one_line(run_main("bench", "demo", "--plot", tmp_path / "out.pdf").stderr).startswith(
-        "--plot writes"
-    )
-
-
 def test_rows_know_nothing_of_arms_that_are_missing():
-    document = run(plain=STEADY, mlx_lm=STEADY, auto=FAST)
+    document = timed_run(plain=STEADY, mlx_lm=STEADY, auto=FAST)
     only_case(document)["arms"]["mlx-lm"] |= {"samples": [], "missing": "not measured: no room"}
     found = {row.arm: row for row in rows_of(document)}
     assert found["mlx-lm"].trouble == "not measured: no room"
