@@ -10,11 +10,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generate_step, speculative_generate_step
+from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.utils import load_model
 from peer_arm import Clock, Job, Play, Reply, run_arm
 from peer_watch import watching
 
 GROUP = 32
+QUANTISED = (nn.Linear, nn.Embedding, SwitchLinear)
 
 
 def load(job: Job) -> Any:
@@ -29,7 +31,7 @@ def four_bit_copy(job: Job) -> Any:
     model = load(job)
 
     def fits(_: str, module: Any) -> bool:
-        return hasattr(module, "to_quantized") and module.weight.shape[-1] % GROUP == 0
+        return isinstance(module, QUANTISED) and module.weight.shape[-1] % GROUP == 0
 
     nn.quantize(model, group_size=GROUP, bits=4, class_predicate=fits)
     mx.eval(model.parameters())

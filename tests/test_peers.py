@@ -31,6 +31,9 @@ def test_figures_of_an_arm(bench):
     assert found["ms a round"] == 2.25 and found["tokens a round"] == 1.0
     with pytest.raises(SystemExit, match="different tokens from run to run"):
         peers.figures_of("ours MTP", [*own, process([5, 6, 7, 8, 1], 0.009)], text, timed=4)
+    peer = peers.figures_of("mlx-lm plain", [process([5, 6, 7, 8, 1], 0.009), *own], text, timed=4)
+    assert peer["text"] == "differs from run to run", "also where the last run is the reference's text"
+    assert peers.ratios_of({"ours plain": found, "mlx-lm plain": peer}) == {}
 
 
 def test_ratios_are_of_equal_texts_only(bench):
