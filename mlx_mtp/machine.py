@@ -37,11 +37,6 @@ class Machine:
     is_virtual: bool
 
     @property
-    def is_apple_silicon(self) -> bool:
-        """Whether the processor is Apple's, also where Rosetta hides it from this Python."""
-        return self.system == MACOS and (self.arch == "arm64" or self.is_translated)
-
-    @property
     def generation(self) -> int | None:
         """The 2 of "Apple M2 Pro"; None for other processors, and in virtual machines, which do not say."""
         match = CHIP_GENERATION.search(self.chip)

@@ -157,10 +157,6 @@ class AutoPolicy:
         """Speed with k drafts over that of our plain rounds, as expected on this text."""
         return self.expected_tokens(k) / self.times.ratio(k, self._batch)
 
-    def gain_over_fastest(self, k: int) -> float:
-        """The same over the fastest plain path there is, exact or not, as far as its time was measured."""
-        return self.gain(k) / max(self.plain_tax or 1.0, 1.0)
-
     def _decide(self) -> None:
         """Set what the next rounds draft."""
         if self.fit.warning is not None:

@@ -138,7 +138,7 @@ def test_a_mac_is_put_together_from_its_parts(monkeypatch: pytest.MonkeyPatch) -
         is_translated=False,
         is_virtual=False,
     )
-    assert found.is_apple_silicon and found.generation == 2
+    assert found.generation == 2
     check_machine(found)
 
 
@@ -197,7 +197,6 @@ def test_simulated_machines() -> None:
         assert found.has_metal == (found.system == "Darwin")
         assert found.gpu_budget_bytes is None or 0.6 < found.gpu_budget_bytes / found.memory_bytes < 0.9
     assert described("m4_max_128").memory_bytes == 128 * GIB
-    assert described("rosetta").is_apple_silicon and not described("linux_24").is_apple_silicon
 
 
 @pytest.mark.parametrize(
