@@ -14,14 +14,14 @@ from mlx_mtp.state import MAX_DRAFT_TOKENS
 
 CHANCES = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.86, 0.92, 0.97)
 SPREAD = 1.0  # of texts about the usual one, in log odds
-ANY = 0.3  # share of texts that are of any kind
+ANY = 0.4  # share of texts that are of any kind
 CHANGE = 0.004
 IDLE_CHANGE = 0.002
 BELIEF = (
     0.8  # power of what a round says: rounds next to each other are alike, so they say less than they seem to
 )
 MEMORY = 0.98  # weight that counts by position keep with each round of drafts
-LEANING = 6.0  # drafts that a position is taken to have been like the one before it for
+LEANING = 3.0  # drafts that a position is taken to have been like the one before it for
 
 USED = 8  # positions computed at once
 LOGS = [(log(a), log(1 - a)) for a in CHANCES]
@@ -39,13 +39,16 @@ class Acceptance:
         self._likely = list(self._any_text)
         self._right = [0.0] * MAX_DRAFT_TOKENS
         self._expected = [0.0] * MAX_DRAFT_TOKENS  # of those tried, by the filter alone
+        self._faded = 1.0  # of what was counted by position, since drafts were last seen
         self._tried = 0.0
         self._reached: list[float] = []
 
     def observe(self, verified: int, accepted: Sequence[int]) -> None:
         """A round: drafts verified, drafts accepted in each active row; all rows count as one moment."""
         self._reached = []
-        if verified and accepted:
+        if not verified:
+            self._faded *= 1 - IDLE_CHANGE
+        elif accepted:
             self._count(verified, accepted)
             self._learn(verified, accepted)
             self._tried = MEMORY * self._tried + len(accepted)
@@ -67,9 +70,10 @@ class Acceptance:
     def _count(self, verified: int, accepted: Sequence[int]) -> None:
         """Right drafts by position, and how many the filter expected."""
         expected = conditional(self._alike(verified))
+        kept, self._faded = MEMORY * self._faded, 1.0
         for position in range(MAX_DRAFT_TOKENS):
-            self._right[position] *= MEMORY
-            self._expected[position] *= MEMORY
+            self._right[position] *= kept
+            self._expected[position] *= kept
         for n in accepted:
             for position in range(min(n + 1, verified)):
                 self._right[position] += n > position
@@ -92,8 +96,9 @@ class Acceptance:
         if len(self._reached) < k:
             more, reached, self._reached = 1.0, 1.0, []
             positions = max(k, USED)
+            leaning = LEANING / self._faded
             for position, chance in enumerate(conditional(self._alike(positions))):
-                more = (self._right[position] + LEANING * more) / (self._expected[position] + LEANING)
+                more = (self._right[position] + leaning * more) / (self._expected[position] + leaning)
                 reached *= min(chance * more, 0.995)
                 self._reached.append(reached)
         return self._reached[:k]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from mlx_mtp.log_probs import LogProbRows, TokenLogProbs, log_prob_rows, read_log_probs
-from mlx_mtp.policy import Policy
+from mlx_mtp.policy import Plan, Policy
 from mlx_mtp.round import Rounds
 from mlx_mtp.sampling import SamplerClass
 from mlx_mtp.state import State, StateCell, bucket_for, no_drafts
@@ -80,20 +80,15 @@ def decode(
             # A row may have ended with its first token: without, or it would write beyond its buffers in time.
             state = ledger.without_ended(cell.take())
             state = _with_first_drafts(rounds, state, ledger, policy, sampler)
-            current = _build(rounds, state, ledger, policy, sampler)
+            plan = policy.plan(state.drafts.shape[1])
+            current = _build(rounds, state, ledger, plan, sampler)
             state = None  # whoever keeps an old state makes every buffer copy
             _dispatch(current)
         while current is not None and not is_over:
-            ahead = _build(rounds, current.state, ledger, policy, sampler, unread=current)
+            drafted = current.state.drafts.shape[1]
+            plan = policy.plan(drafted)
+            ahead = _build(rounds, current.state, ledger, plan, sampler, unread=current)
             step = ledger.record(current, traced_meanwhile=ahead.new_shape)
-            policy.observe(
-                step.verified,
-                [n for n in step.accepted if n >= 0],
-                step.seconds,
-                drafted=current.state.drafts.shape[1],
-                batch=len(step.accepted),
-                distinct=step.distinct,
-            )
             is_over = ledger.all_ended or (until_one_ends and any(step.finish))
             if is_over:
                 del ahead
@@ -101,10 +96,18 @@ def decode(
                 mx.eval(current.state.drafts)  # no reader of K/V is in flight when the next round writes
                 if any(step.finish):
                     # The next round was built with a row that has ended: describe it again without.
-                    ahead = _build(rounds, ledger.without_ended(current.state), ledger, policy, sampler)
+                    ahead = _build(rounds, ledger.without_ended(current.state), ledger, plan, sampler)
                 current = ahead
                 del ahead
                 _dispatch(current)
+            policy.observe(  # while the next round runs: what it decides is for the one after
+                step.verified,
+                [n for n in step.accepted if n >= 0],
+                step.seconds,
+                drafted=drafted,
+                batch=len(step.accepted),
+                distinct=step.distinct,
+            )
             yield step
     finally:
         left = state if current is None else current.state
@@ -127,12 +130,11 @@ def _build(
     rounds: Rounds,
     state: State,
     ledger: "Ledger",
-    policy: Policy,
+    plan: Plan,
     sampler: SamplerClass,
     unread: Built | None = None,
 ) -> Built:
     """Describe the next round from `state`; `unread` is the running one, whose outcome is not known yet."""
-    plan = policy.plan(state.drafts.shape[1])
     if plan.verify < state.drafts.shape[1]:
         state = state._replace(drafts=state.drafts[:, : plan.verify])
     in_flight = 0 if unread is None else unread.verified + 1

@@ -4,7 +4,7 @@ ENOUGH_DRAFTS = 200  # verified drafts after which a verdict is given
 LEAST_RATE = 0.05  # published pairs stay far above this on any text
 FEW = 4  # drafts below which nothing is said
 USUAL = 0.7  # what published pairs have on most texts
-NEW_WEIGHT = 0.04  # of a draft in what is usual
+NEW_WEIGHT = 0.01  # of a draft in what is usual: many texts, for the next may be of any kind
 CLEARED_BY = 5  # drafts that were right since a warning, with which it is taken back
 
 

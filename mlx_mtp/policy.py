@@ -19,7 +19,7 @@ TRIAL_GAIN = 0.97  # from which a look that paid goes on
 OPTIMISM = (
     1.5  # spreads by which a number of drafts may take less than expected, when the one to play is chosen
 )
-MARGIN = 1.01  # by which another number of drafts must be better than the one that is played
+MARGIN = 1.015  # by which another number of drafts must be better than the one that is played
 NEAR = 0.85  # of the best expected gain, below which a number is not played for that
 CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8)
 BEYOND = 6  # times the largest number that was timed, that may be played
@@ -147,7 +147,8 @@ class AutoPolicy:
         if self.parked and verified and tokens >= RESUME_GAIN * ratio:
             self._is_trial = True
             self._probing.look_paid()
-        self._decide()
+        if verified or not self._rests():
+            self._decide()
 
     def expected_tokens(self, k: int) -> float:
         """Tokens that a round with k drafts gives on this text."""
@@ -156,6 +157,11 @@ class AutoPolicy:
     def gain(self, k: int) -> float:
         """Speed with k drafts over that of our plain rounds, as expected on this text."""
         return self.expected_tokens(k) / self.times.ratio(k, self._batch)
+
+    def _rests(self) -> bool:
+        """Whether a parked text has nothing to weigh yet: most plain rounds, which are told of between two rounds."""
+        is_waiting = self.parked and not (self._is_trial or self._script or self.fit.warning)
+        return is_waiting and not self._probing.is_look_due() and self.times.is_known(self._batch)
 
     def _decide(self) -> None:
         """Set what the next rounds draft."""
@@ -217,11 +223,11 @@ class AutoPolicy:
         self._is_trial = self._is_trial and self.gain(best) >= TRIAL_GAIN and self._probing.allowance > 0
         if self._is_trial:
             self._draft = best
-        elif self._wants_larger():
+            return
+        cost = self.times.ratio(best, self._batch) - 1
+        if self._wants_larger():
             self._script.append(LARGER)
-        elif self._probing.looks_at_drafts(
-            self.times.ratio(best, self._batch) - 1, could_pay=self._could_pay()
-        ):
+        elif self._probing.looks_at_drafts(cost, self._batch, could_pay=self._could_pay()):
             self._script.append(best)
 
     def _could_pay(self) -> bool:

@@ -7,11 +7,11 @@ not pay for itself is taken from it. It is kept with the times of a pair, so tha
 from mlx_mtp.round_times import RoundTimes
 
 RATE = 0.014  # of the time, in plain rounds, that tries may cost
-MOST = 5.0  # plain rounds that tries may cost at once
+MOST = 6.0  # plain rounds that tries may cost at once
 OPENING = 4  # rounds with drafts, and as many without, that time them first: of those that are traced none has a time
 OPENINGS = 3  # times that they are played at most
 FIRST_PROBE, LAST_PROBE = 6, 10  # rounds between two looks at a parked text: doubled, up to the second
-AGAIN = 4  # rounds until another look after one that paid
+AGAIN = 1  # rounds until another look after one that paid
 COST_PROBE, LAST_COST_PROBE = 128, 2048  # rounds where no text could pay: only times are measured again
 PLAIN_EVERY, LAST_PLAIN = 64, 1024  # rounds between two looks at plain rounds while drafting
 DOUBTFUL = 1.5  # gain above which that is looked at a quarter as often
@@ -79,14 +79,22 @@ class Probing:
         self._next_plain = self._rounds + self._plain_after
         return True
 
-    def looks_at_drafts(self, cost: float, *, could_pay: bool) -> bool:
+    def is_look_due(self) -> bool:
+        """Whether a parked text may be looked at now: until then nothing of it has to be weighed."""
+        return self._rounds >= self._next_probe
+
+    def looks_at_drafts(self, cost: float, batch: int, *, could_pay: bool) -> bool:
         """Whether a parked text is looked at now, with a round that costs so many plain rounds more than one.
 
-        could_pay: a text that cannot is looked at to time the rounds again, no more.
+        could_pay: a text that cannot is looked at to time the rounds again, no more, and not soon after another text.
         """
-        if self._rounds < self._next_probe or cost > self.allowance:
+        if not self.is_look_due() or cost > self.allowance:
             return False
         first, last = (FIRST_PROBE, LAST_PROBE) if could_pay else (COST_PROBE, LAST_COST_PROBE)
+        unseen = self._times.rounds_unseen(batch)
+        if not could_pay and unseen < COST_PROBE:
+            self._next_probe = self._rounds + COST_PROBE - unseen
+            return False
         wait = self._probe_after if self._probe_after == AGAIN else max(self._probe_after, first)
         self._next_probe = self._rounds + wait
         self._probe_after = min(2 * wait, last)

@@ -34,6 +34,7 @@ class Width:
         None  # ratios of those that were compared, made to rise; None: to be computed
     )
     passed: int = 0  # rounds since the last that was timed
+    unseen: int = 0  # and since the last with drafts
     refused: int = 0  # times in a row that were too long to be true
     kept_seconds: float | None = None  # of a plain round, from an earlier run
 
@@ -75,6 +76,7 @@ class RoundTimes:
         made = verified if drafted is None else drafted
         width = self._widths.setdefault(batch, Width())
         width.passed += 1
+        width.unseen += 1
         before, self._last = self._last.get(batch), {}
         if (
             seconds is None
@@ -133,11 +135,17 @@ class RoundTimes:
 
     def measured(self, batch: int = 1) -> tuple[int, ...]:
         """Numbers of drafts that were compared with plain rounds."""
-        return tuple(sorted(self._points(batch)))
+        width = self._widths.get(batch)
+        return () if width is None else tuple(sorted(width.compared))
 
     def is_known(self, batch: int = 1) -> bool:
         """Whether drafts were ever compared with plain rounds at this width."""
         return bool(self.measured(batch))
+
+    def rounds_unseen(self, batch: int = 1) -> int:
+        """Rounds since the last with drafts that was timed, of all requests."""
+        width = self._widths.get(batch)
+        return 0 if width is None else width.unseen
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -228,6 +236,8 @@ class RoundTimes:
             times.add(drafts, self.ratio(drafts, batch), spread if spread <= BETWEEN else UNTIMED)
         times.pass_rounds(width.passed)
         width.passed = 0
+        if drafts:
+            width.unseen = 0
         times.observe(drafts, seconds)
         if times.timed.get(0) or width.compared:
             width.compared |= times.timed.keys() - {0}

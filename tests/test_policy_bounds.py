@@ -111,6 +111,27 @@ def test_text_is_not_probed_where_none_could_pay() -> None:
     assert policy.parked and sum(1 for k in verified[700:] if k) < 15
 
 
+def test_short_texts_are_not_looked_at_one_by_one_where_none_could_pay() -> None:
+    """Rounds are timed again now and then over all texts of a pair, not at the beginning of each."""
+    first = AutoPolicy()
+    run("linear", "list", 600, first)
+    looked_at = []
+    for seed in range(12):
+        verified = run("linear", "list", 60, AutoPolicy(first.times, first.fit), seed=seed).verified
+        looked_at.append(any(verified))
+    assert 3 <= sum(looked_at) <= 7 and not any(map(all, pairwise(looked_at)))
+
+
+def test_most_rounds_of_a_parked_text_weigh_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = AutoPolicy()
+    run("linear", "list", 600, first)
+    policy = AutoPolicy(first.times, first.fit)
+    decided, decide = [], policy._decide
+    monkeypatch.setattr(policy, "_decide", lambda: decided.append(1) or decide())
+    run("linear", "list", 600, policy)
+    assert policy.parked and 0 < len(decided) < 30
+
+
 def test_a_larger_number_is_found_where_a_smaller_does_not_pay() -> None:
     """Rows that are padded: one draft costs as much as eight."""
     policy = AutoPolicy()
@@ -188,9 +209,9 @@ def test_the_line_of_explanation_names_the_tax() -> None:
     run("linear", "chat", 200, policy)
     assert policy.plain_tax is None and "tax" not in str(policy.reason)
     policy.times.plain_tax = 1.2
-    policy.observe(0, [0], PLAIN_S, drafted=0)
-    assert policy.plain_tax == 1.2 and "(exactness tax 1.20x)" in str(policy.reason)
-    assert "1.20x the time of stock operations" in str(policy.reason)
+    next_text = AutoPolicy(policy.times)
+    assert next_text.plain_tax == 1.2 and "(exactness tax 1.20x)" in str(next_text.reason)
+    assert "1.20x the time of stock operations" in str(next_text.reason)
     policy.times.plain_tax = 0.9  # ours are the faster ones: nothing is faster than them
     policy.observe(0, [0], PLAIN_S, drafted=0)
     assert "tax" not in str(policy.reason)

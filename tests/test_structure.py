@@ -17,8 +17,11 @@ import mlx_mtp.decode
 import mlx_mtp.round
 import mlx_mtp.verify
 from mlx_mtp import generate_batch
+from mlx_mtp.batch import generate_rows
 from mlx_mtp.conversation import Conversation, make_request, start_row
 from mlx_mtp.pair import Pair
+from mlx_mtp.policy import FixedPolicy, Plan
+from mlx_mtp.pressure import Guard
 from mlx_mtp.round import play_round
 from mlx_mtp.sampling import Sampling, sampler_class, sampling_arrays
 from mlx_mtp.state import State, bucket_for, capacity_for, kv_shapes
@@ -168,6 +171,39 @@ def test_drafts_are_done_before_the_next_round_is_dispatched(monkeypatch, k):
     first, rounds = events.index("dispatch"), events.count("dispatch")
     assert rounds >= max(out.stats.rounds for out in outs) > 2
     assert events[first:] == ["dispatch", *["wait", "dispatch"] * (rounds - 1)]
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_the_policy_is_asked_once_a_round_and_told_while_the_next_one_runs(monkeypatch, k):
+    """Weighing what was seen takes no time between two rounds; what is asked for twice is played once only."""
+    events: list[str] = []
+    sound_dispatch = mlx_mtp.decode._dispatch
+
+    class Watched(FixedPolicy):
+        def plan(self, pending: int) -> Plan:
+            events.append("plan")
+            return super().plan(pending)
+
+        def observe(self, verified: int, accepted: list[int], seconds: float | None, **seen: Any) -> None:
+            events.append("told")
+            super().observe(verified, accepted, seconds, **seen)
+
+    def dispatch(built: mlx_mtp.decode.Built) -> None:
+        events.append("dispatch")
+        sound_dispatch(built)
+
+    monkeypatch.setattr(mlx_mtp.decode, "_dispatch", dispatch)
+    # Rows end in different rounds, after which the round built ahead is built again.
+    pair = with_eos(pair_of("e2b"), golden_text("e2b", "short")[1][6])
+    requests = [make_request(pair, golden_text("e2b", name)[0], max_tokens=14) for name in ("short", "long")]
+    outs = generate_rows(pair, requests, Watched(k), Guard(), max_batch=2)
+    assert len({out.stats.rounds for out in outs}) == 2
+    begin, going_on = ["plan", "plan", "dispatch"], ["plan", "dispatch", "told"]
+    in_runs = " ".join(events).replace(" ".join(begin), "|").split("|")[1:]
+    assert len(in_runs) == 2, "a row that has ended is dropped, and the other goes on"
+    for run in in_runs:
+        rounds, last = divmod(len(run.split()), 3)
+        assert run.split() == going_on * rounds + ["plan", "told"][:last]
 
 
 @dataclass(frozen=True, slots=True)
