@@ -16,12 +16,10 @@ from mlx_mtp.state import MAX_DRAFT_TOKENS
 MIN_GAIN = 1.03  # below this expected gain over plain decoding, drafting is parked
 RESUME_GAIN = 1.05  # from which it is taken up again
 TRIAL_GAIN = 0.97  # from which a look that paid goes on
-OPTIMISM = (
-    1.5  # spreads by which a number of drafts may take less than expected, when the one to play is chosen
-)
+OPTIMISM = 1.0  # spreads by which a number of drafts may take less than expected, when one is chosen
 MARGIN = 1.015  # by which another number of drafts must be better than the one that is played
 NEAR = 0.85  # of the best expected gain, below which a number is not played for that
-CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8)
+CANDIDATES = tuple(range(9))
 BEYOND = 6  # times the largest number that was timed, that may be played
 OPENING_LOSS = 1.0  # plain rounds lost by a first round with drafts at most, if each row costs one after all
 LARGER, LARGER_GAIN = (

@@ -11,13 +11,13 @@ from math import log
 from typing import Any
 
 from mlx_mtp.cost import UNKNOWN, CostModel, independent_experts, monotone
-from mlx_mtp.state import MAX_DRAFT_TOKENS
+from mlx_mtp.kept_times import read_kept_times
 from mlx_mtp.time_filter import TimeFilter
 
 START = 2.5  # plain rounds that tries may cost before any was played
 # Spread of the logarithm of a ratio that was not timed yet, about what is expected of it: between two that were, whose
 # line a time has to outweigh, and beyond them. What is beyond is learnt from its times alone.
-BETWEEN, BEYOND, UNTIMED = 0.15, 0.4, 3.0
+BETWEEN, BEYOND, UNTIMED = 0.08, 0.4, 3.0
 KEPT = 0.05  # spread of what an earlier run found: what is measured now outvotes it soon
 PAUSE = 10  # so many times what a round can take: the machine slept, or the clock jumped
 FIRST = 2  # times after which one that is so short is no better than they
@@ -262,7 +262,7 @@ class RoundTimes:
 
     def learn(self, kept: Mapping[str, Any]) -> None:
         """Start from what `to_json` gave; raises ValueError, and changes nothing, where it is no such thing."""
-        widths, experts, tax = _read(kept)
+        widths, experts, tax = read_kept_times(kept)
         for batch, (seconds, ratios) in widths.items():
             width = self._widths.setdefault(batch, Width())
             width.kept_seconds = seconds
@@ -274,39 +274,3 @@ class RoundTimes:
         self.distinct = {**experts, **self.distinct}
         self.plain_tax = self.plain_tax if tax is None else tax
         self._ratios.clear()
-
-
-Kept = tuple[dict[int, tuple[float | None, dict[int, float]]], dict[int, float], float | None]
-
-
-def _read(kept: Mapping[str, Any]) -> Kept:
-    try:
-        if set(kept) != {"widths", "distinct_experts", "plain_tax"}:
-            raise ValueError(f"fields {sorted(kept)}")
-        widths = {
-            _number(batch, 1, 4096): (
-                None if one["plain_seconds"] is None else _real(one["plain_seconds"], 1e-6, 3600),
-                {_number(k, 1, MAX_DRAFT_TOKENS): _real(r, 0.5, 1000) for k, r in one["ratios"].items()},
-            )
-            for batch, one in kept["widths"].items()
-        }
-        experts = {
-            _number(rows, 1, 10**6): _real(n, 0, 10**6) for rows, n in kept["distinct_experts"].items()
-        }
-        tax = None if kept["plain_tax"] is None else _real(kept["plain_tax"], 0.01, 100)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"not the times of rounds: {error!r}") from None
-    return widths, experts, tax
-
-
-def _number(text: Any, low: int, high: int) -> int:
-    value = int(text)
-    if not low <= value <= high:
-        raise ValueError(f"{value} is not in {low} .. {high}")
-    return value
-
-
-def _real(value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{value!r} is not in {low} .. {high}")
-    return float(value)

@@ -107,9 +107,10 @@ def test_measured_on_the_line_between_and_beyond() -> None:
 
 def test_more_drafts_never_take_less() -> None:
     times = RoundTimes()
-    see(times, 0, PLAIN)
-    see(times, 4, 1.5 * PLAIN)
-    see(times, 2, 1.9 * PLAIN)
+    for _ in range(4):  # one time that is so far from the line is not believed
+        see(times, 0, PLAIN)
+        see(times, 4, 1.5 * PLAIN)
+        see(times, 2, 1.9 * PLAIN)
     assert times.ratio(2) == pytest.approx(times.ratio(4)) and 1.5 < times.ratio(2) < 1.9
 
 
