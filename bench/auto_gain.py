@@ -7,7 +7,7 @@
 MLX's own BLAS on Linux takes as long for each row as for the first; OpenBLAS reads weights once for several rows, and
 checks drafts nearly for nothing. The pairs are enlarge.py's: texts and acceptance are the demo pair's. A pass plays
 every text with every arm in turn, decoding only; runs add their passes to those in the file. Speeds are the best fixed
-arm's seconds over auto's: below 1 auto is slower. The best of seven arms by noisy times is best partly by luck, so it
+arm's seconds over auto's: below 1 auto is slower. The best of nine arms by noisy times is best partly by luck, so it
 is chosen on one half of the passes and compared on the other, both ways; the stricter figure, chosen in hindsight on
 the very passes that it is compared on, stands beside it, and so does the one number that is best for all texts.
 "later texts": times of rounds are known from earlier ones. "first text": nothing is known and nothing is traced yet,
@@ -45,8 +45,8 @@ from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.timed_rounds import TimedRounds
 
 OPENBLAS = Path("/usr/lib/x86_64-linux-gnu/libopenblas.so.0")
-FIXED = (0, 1, 2, 3, 4, 5, 6)
-MOST = 8  # drafts in recorded texts and curves
+MOST = 8  # drafts that "auto" plays, in recorded texts and in curves
+FIXED = tuple(range(MOST + 1))
 TOKENS = 256
 GREEDY = Sampling(temperature=0.0)
 # GB of MLPs and experts, with 0.03 of others: beyond a cache of 32 MB; fewer where each row is computed alone.
