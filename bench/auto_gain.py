@@ -6,8 +6,8 @@
 
 MLX's own BLAS on Linux takes as long for each row as for the first; OpenBLAS reads weights once for several rows, and
 checks drafts nearly for nothing. The pairs are enlarge.py's: texts and acceptance are the demo pair's. A pass plays
-every text with every arm in turn, decoding only; runs add their passes to those in the file. Speeds are the best fixed
-arm's seconds over auto's: below 1 auto is slower. The best of nine arms by noisy times is best partly by luck, so it
+every text with every arm in turn, each pass beginning with another, decoding only; runs add their passes to those in
+the file. Speeds are the best fixed arm's seconds over auto's: below 1 auto is slower. The best of nine arms by noisy times is best partly by luck, so it
 is chosen on one half of the passes and compared on the other, both ways; the stricter figure, chosen in hindsight on
 the very passes that it is compared on, stands beside it, and so does the one number that is best for all texts.
 "later texts": times of rounds are known from earlier ones. "first text": nothing is known and nothing is traced yet,
@@ -54,6 +54,7 @@ GIGABYTES = {"stock": 0.03, "openblas": 0.1}
 EXPERTS = 32
 VARIANTS = tuple(f"{blas}-{kind}" for blas in GIGABYTES for kind in ("dense", "moe"))
 CURVE_TURNS = 9
+TURN = 3  # arms by which a pass begins later than the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,12 @@ class Arms:
         return tokens, seconds, processor, last.stats
 
 
+def in_turn(names: list[str], number: int) -> list[str]:
+    """The arms of a pass, each of which begins with another: what comes last has the warmest machine."""
+    first = TURN * number % len(names)
+    return names[first:] + names[:first]
+
+
 def name_of(drafts: int) -> str:
     return f"k={drafts}" if drafts else "plain"
 
@@ -186,7 +193,9 @@ def play_variant(
     for number in range(passes):
         print(f"{variant}: pass {number + 1} of {passes}", file=sys.stderr, flush=True)
         for text, ids in texts.items():
-            samples += [arms.play(arm, text, ids, f"{began} #{number + 1}") for arm in arms.names()]
+            samples += [
+                arms.play(arm, text, ids, f"{began} #{number + 1}") for arm in in_turn(arms.names(), number)
+            ]
         if seconds is not None and time.perf_counter() - started > seconds * (number + 1) / (number + 2):
             break  # another pass would take longer than there is time
     return {

@@ -155,6 +155,13 @@ def test_arms_play_the_same_text(bench):
         arms.play("plain", "code", ids, "2")
 
 
+def test_every_arm_comes_first_and_last_in_some_pass(bench):
+    gain, names = bench("auto_gain"), [*"abcdefghij"]
+    passes = [gain.in_turn(names, number) for number in range(10)]
+    assert passes[0] == names and all(sorted(one) == names for one in passes)
+    assert {one[0] for one in passes} == set(names) == {one[-1] for one in passes}
+
+
 def test_samples_of_another_size_are_not_mixed(bench):
     gain = bench("auto_gain")
     kept: dict = {}
@@ -171,4 +178,4 @@ def test_a_short_measurement(tmp_path):
     subprocess.run([*command, "--gigabytes", "0.02", "--json", target], cwd=ROOT, check=True, timeout=600)
     kept = json.loads(target.read_text())["results"]
     assert kept["summary"]["stock-moe"]["passes"] == 1
-    assert len(kept["variants"]["stock-moe"]["samples"]) == 3 * 10
+    assert len(kept["variants"]["stock-moe"]["samples"]) == 3 * 12
