@@ -7,9 +7,10 @@
 MLX's own BLAS on Linux takes as long for each row as for the first; OpenBLAS reads weights once for several rows, and
 checks drafts nearly for nothing. The pairs are enlarge.py's: texts and acceptance are the demo pair's. A pass plays
 every text with every arm in turn, each pass beginning with another, decoding only; runs add their passes to those in
-the file. Speeds are the best fixed arm's seconds over auto's: below 1 auto is slower. The best of nine arms by noisy times is best partly by luck, so it
-is chosen on one half of the passes and compared on the other, both ways; the stricter figure, chosen in hindsight on
-the very passes that it is compared on, stands beside it, and so does the one number that is best for all texts.
+the file. Speeds are the best fixed arm's seconds over auto's: below 1 auto is slower. The best of nine arms by noisy
+times is best partly by luck, so it is chosen on one half of the passes and compared on the other, both ways; the
+stricter figure, chosen in hindsight on the very passes that it is compared on, stands beside it, and so does the one
+number that is best for all texts.
 "later texts": times of rounds are known from earlier ones. "first text": nothing is known and nothing is traced yet,
 against arms that are traced, and against plain decoding whose first text it is too. The measured costs of rounds and
 the demo pair's recorded acceptance (traces/demo.json) are then played through the simulator.
