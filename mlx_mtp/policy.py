@@ -20,7 +20,7 @@ OPTIMISM = 1.0  # spreads by which a number of drafts may take less than expecte
 MARGIN = 1.015  # by which another number of drafts must be better than the one that is played
 NEAR = 0.85  # of the best expected gain, below which a number is not played for that
 CANDIDATES = tuple(range(9))
-BEYOND = 6  # times the largest number that was timed, that may be played
+BEYOND = 3  # times the largest number that was timed, that may be played: six times lost twenty plain rounds at once
 OPENING_LOSS = 1.0  # plain rounds lost by a first round with drafts at most, if each row costs one after all
 LARGER, LARGER_GAIN = (
     4,

@@ -126,6 +126,14 @@ def test_drafts_what_pays():
     assert mean(verified[20:]) > 5
 
 
+def test_a_number_far_beyond_those_that_were_timed_is_not_played():
+    """What it takes is a guess, and ten plain rounds are lost before the first time of it is known."""
+    verified = [k for k in play(AutoPolicy(), 200, right=1.0, seconds=cheap) if k]
+    assert max(verified) == 8
+    for i, k in enumerate(verified):
+        assert k <= 3 * max(verified[:i], default=1), verified[: i + 1]
+
+
 def test_takes_up_drafting_when_acceptance_returns():
     """A parked policy looks again: its probe's drafts are verified, not thrown away."""
     policy = AutoPolicy()
