@@ -58,8 +58,8 @@ def misses(missed: list[dict[str, Any]], knows: dict[str, Any]) -> str:
     return f"""\
 Runs beyond 8 %: {counted(beyond, "text")}. Part of that is luck: {lucky(knows)} The rest is what the first times of
 rounds cost (eight rounds, four of them plain, since a round that is traced has no time) and the noise of the few times
-that each number of drafts has when it is chosen; `demo` has 400 tokens and is over in the time of 90 to 290 plain rounds, the
-others have 1,200 and more.
+that each number of drafts has when it is chosen; `demo` has 400 tokens and is over in the time of 90 to 290 plain
+rounds, the others have 1,200 and more.
 
 Changes not followed within 30 rounds: {counted(late, "text")}; {len(back)} of them on the 26B-A4B. A parked text
 shows that it has changed only by drafts that are verified. There one costs 0.3 to 0.5 plain rounds, so 2 % of the time
