@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -126,7 +127,12 @@ def is_complete(folder: Path, commit: str) -> bool:
 
 
 def has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    """Whether a file is there and that long, asked once: another download may be moving it into place."""
+    try:
+        seen = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(seen.st_mode) and seen.st_size == size
 
 
 def has_all_shards(snapshot: Path) -> bool:
@@ -242,7 +248,7 @@ def describe(repo_id: str, folder: Path, commit: str) -> CachedModel:
     except MtpError:  # a link that leaves the cache: listed so that it can be removed
         complete = False
     stats = [path.stat() for path in snapshot.iterdir() if path.is_file()]
-    used = max((stat.st_atime for stat in stats), default=snapshot.stat().st_mtime)
+    used = max((one.st_atime for one in stats), default=snapshot.stat().st_mtime)
     return CachedModel(repo_id, commit, bytes_of(folder), snapshot, model_kind(snapshot), used, complete)
 
 

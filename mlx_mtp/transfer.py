@@ -6,6 +6,7 @@ fetched here, with its session, headers and addresses.
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -250,7 +251,12 @@ def restart(partial: Path, meter: Meter) -> None:
 
 
 def size_of(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    """Bytes of a file, 0 where there is none, asked once: another download may be moving it into place."""
+    try:
+        seen = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return seen.st_size if stat.S_ISREG(seen.st_mode) else 0
 
 
 @contextmanager

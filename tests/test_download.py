@@ -14,8 +14,10 @@ from cli_runs import environment, write_chat_pair
 from hub_cases import impatient
 from hub_stand_in import TOKEN, HubStandIn
 from mlx_mtp import Sampling, generate, load
+from mlx_mtp.cache import has_size
 from mlx_mtp.download import cached_snapshot, fetch, list_cached, plan_download, remove_cached, verify
 from mlx_mtp.progress import Progress
+from mlx_mtp.transfer import size_of
 
 REPO = "org/target"
 WEIGHTS = "model.safetensors"
@@ -173,6 +175,13 @@ def test_two_threads_fetch_every_byte_once(hub: HubStandIn) -> None:
         thread.join()
     assert len(folders) == 3 and len(set(folders)) == 1
     assert hub.sent == plan_download(REPO).total_bytes
+
+
+def test_a_file_that_is_moved_while_it_is_looked_at_is_not_there(tmp_path: Path, monkeypatch) -> None:
+    """Another download renames it after it was seen: that is no error of the disk."""
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    assert size_of(tmp_path / "gone.incomplete") == 0 and not has_size(tmp_path / "gone", 0)
+    assert size_of(tmp_path) == 0 and not has_size(tmp_path, tmp_path.stat().st_size)
 
 
 def test_a_slow_hub_that_stalls_is_asked_again(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
