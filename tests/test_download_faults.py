@@ -232,21 +232,33 @@ def test_a_cache_that_cannot_be_written(hub: HubStandIn, tmp_path: Path) -> None
 
 def test_a_cache_of_another_user(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fetch(plan_download(REPO))
-    is_file = Path.is_file
+    is_file, stat = Path.is_file, Path.stat
 
-    def forbidden(path: Path, **options: Any) -> bool:
+    def check(path: Path) -> None:
         if REPO.split("/")[1] in str(path):
             raise PermissionError(errno.EACCES, "Permission denied")
+
+    def forbidden_is_file(path: Path, **options: Any) -> bool:
+        check(path)
         return is_file(path, **options)
 
-    monkeypatch.setattr(
-        Path, "is_file", forbidden
-    )  # as root, which tests may be, no real folder is forbidden
-    for call in (cached_snapshot, plan_download, remove_cached):
-        with pytest.raises(StorageError, match=r"Permission denied.*check who owns it"):
-            call(REPO)
-    with pytest.raises(StorageError, match="Permission denied"):
-        list_cached()
+    def forbidden_stat(path: Path, **options: Any) -> os.stat_result:
+        check(path)
+        return stat(path, **options)
+
+    for name, forbidden, calls in (  # as root, which tests may be, no real folder is forbidden
+        ("is_file", forbidden_is_file, (cached_snapshot, remove_cached)),
+        ("stat", forbidden_stat, (plan_download,)),
+    ):
+        with monkeypatch.context() as disk:
+            disk.setattr(Path, name, forbidden)
+            for call in calls:
+                with pytest.raises(StorageError, match=r"Permission denied.*check who owns it"):
+                    call(REPO)
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "is_file", forbidden_is_file)
+        with pytest.raises(StorageError, match="Permission denied"):
+            list_cached()
     assert folder.is_dir()
 
 
