@@ -40,14 +40,15 @@ from mlx_mtp import Sampling
 from mlx_mtp.conversation import Conversation
 from mlx_mtp.fit import Fit
 from mlx_mtp.pair import Pair
+from mlx_mtp.policy import CANDIDATES
 from mlx_mtp.prompt import prompt_ids
 from mlx_mtp.round import Rounds
 from mlx_mtp.round_times import RoundTimes
 from mlx_mtp.timed_rounds import TimedRounds
 
 OPENBLAS = Path("/usr/lib/x86_64-linux-gnu/libopenblas.so.0")
-MOST = 8  # drafts that "auto" plays, in recorded texts and in curves
-FIXED = tuple(range(MOST + 1))
+FIXED = CANDIDATES  # all that "auto" may play
+MOST = max(FIXED)
 TOKENS = 256
 GREEDY = Sampling(temperature=0.0)
 # GB of MLPs and experts, with 0.03 of others: beyond a cache of 32 MB; fewer where each row is computed alone.

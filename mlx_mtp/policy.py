@@ -157,7 +157,7 @@ class AutoPolicy:
         return self.expected_tokens(k) / self.times.ratio(k, self._batch)
 
     def _rests(self) -> bool:
-        """Whether a parked text has nothing to weigh yet: most plain rounds, which are told of between two rounds."""
+        """Whether a parked text has nothing to weigh yet, as after most plain rounds."""
         is_waiting = self.parked and not (self._is_trial or self._script or self.fit.warning)
         return is_waiting and not self._probing.is_look_due() and self.times.is_known(self._batch)
 
