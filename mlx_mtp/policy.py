@@ -134,7 +134,9 @@ class AutoPolicy:
         if not accepted:
             return
         self._rounds += 1
-        self._batch = batch or len(accepted)
+        before, self._batch = self._batch, batch or len(accepted)
+        if self._batch != before and self._rounds > 1:
+            self._probing.width_changes()
         self.fit.observe(verified, accepted)
         self.acceptance.observe(verified, accepted)
         self.times.observe(verified, seconds, drafted=drafted, batch=self._batch, distinct=distinct)
@@ -203,7 +205,7 @@ class AutoPolicy:
         best = max(near, key=self._promise)
         if not self._draft or self._promise(best) > MARGIN * self._promise(self._draft):
             self._draft = best
-        if self._probing.looks_at_plain_rounds(self.gain(self._draft)):
+        if self._probing.looks_at_plain_rounds(self.gain(self._draft), self._batch):
             self._script.extend((0, 0))
 
     def _promise(self, k: int) -> float:

@@ -4,6 +4,8 @@ The allowance starts small, grows by `RATE` of the time, and by what drafting ha
 not pay for itself is taken from it. It is kept with the times of a pair, so that all its requests share one.
 """
 
+from math import inf
+
 from mlx_mtp.round_times import RoundTimes
 
 RATE = 0.014  # of the time, in plain rounds, that tries may cost
@@ -14,6 +16,7 @@ FIRST_PROBE, LAST_PROBE = 6, 10  # rounds between two looks at a parked text: do
 AGAIN = 1  # rounds until another look after one that paid
 COST_PROBE, LAST_COST_PROBE = 128, 2048  # rounds where no text could pay: only times are measured again
 PLAIN_EVERY, LAST_PLAIN = 64, 1024  # rounds between two looks at plain rounds while drafting
+NEW_PLAIN = 4  # rounds until that of a width where drafts were never compared with them
 DOUBTFUL = 1.5  # gain above which that is looked at a quarter as often
 LARGER_EVERY = 64  # rounds between two tries of a larger number of drafts than pays
 
@@ -28,6 +31,7 @@ class Probing:
         self._probe_after, self._next_probe = FIRST_PROBE, FIRST_PROBE
         self._plain_after, self._next_plain = PLAIN_EVERY, PLAIN_EVERY
         self._next_larger = 0
+        self._new_plain = inf  # the round from which plain rounds of a new width are timed
         self._phase_gain = 0.0  # plain rounds gained since drafting was taken up
 
     @property
@@ -43,6 +47,12 @@ class Probing:
             self._times.allowance = min(self.allowance + gained, MOST)
         else:
             self._phase_gain += gained
+
+    def width_changes(self) -> None:
+        """What was found with more rows or fewer says little: another look, also at plain rounds, comes soon."""
+        self._probe_after = FIRST_PROBE
+        self._next_probe = min(self._next_probe, self._rounds + FIRST_PROBE)
+        self._new_plain = self._rounds + NEW_PLAIN
 
     def is_opening(self, batch: int) -> bool:
         """Whether the first rounds of this width are played to time drafts and plain rounds; nothing was timed yet."""
@@ -71,8 +81,11 @@ class Probing:
         self._times.allowance = min(self.allowance + self._phase_gain, MOST)
         self._next_probe = self._rounds + self._probe_after
 
-    def looks_at_plain_rounds(self, gain: float) -> bool:
+    def looks_at_plain_rounds(self, gain: float, batch: int) -> bool:
         """Whether plain rounds are timed now: nothing else tells whether drafting still pays."""
+        if self._rounds >= self._new_plain and not self._times.is_known(batch):
+            self._new_plain = self._rounds + PLAIN_EVERY
+            return True
         if self._rounds < self._next_plain * (1 if gain < DOUBTFUL else 4):
             return False
         self._plain_after = min(2 * self._plain_after, LAST_PLAIN)

@@ -291,3 +291,17 @@ def test_candidates_go_up_to_what_memory_is_reckoned_with() -> None:
     from mlx_mtp.memory_parts import DRAFT_TOKENS
 
     assert max(CANDIDATES) == DRAFT_TOKENS and list(CANDIDATES) == sorted(set(CANDIDATES))
+
+
+def test_a_batch_that_widens_and_narrows_is_looked_at_anew() -> None:
+    """Eight rows whose drafts do not pay, between rounds of one whose do: none is played by what the other took."""
+    policy = AutoPolicy()
+    sound = {"right": lambda _: 0.8, "noise": 0.02}
+    flat, steep = seconds_on(CURVES["stock M4"]), seconds_on((1.0, 2.3))
+    alone = play_text(policy, 400, seconds=flat, **sound)
+    assert not policy.parked
+    wide = play_text(policy, 400, seconds=steep, rows=8, **sound)
+    assert policy.parked and not all(wide.verified[:12]) and sum(map(bool, wide.verified[20:])) < 0.2 * 400
+    again = play_text(policy, 200, seconds=flat, **sound)
+    assert not policy.parked and sum(map(bool, again.verified)) > 0.7 * len(again.verified)
+    assert alone.verified[-1] and again.verified[-1]
