@@ -26,6 +26,8 @@ LARGER, LARGER_GAIN = (
     4,
     1.2,
 )  # drafts that are timed although fewer do not pay, if they would with so much gain
+CLOSE, BY_OTHERS = 1.06, 1.05  # times a gain that must be above the one that is played, for a second look
+SECOND_LOOK = 4  # rounds of it
 PROBE_EVERY = 64  # rounds between two looks at a drafter that seems to be another model's
 
 
@@ -207,6 +209,27 @@ class AutoPolicy:
             self._draft = best
         if self._probing.looks_at_plain_rounds(self.gain(self._draft), self._batch):
             self._script.extend((0, 0))
+        elif self._probing.is_second_look_due():
+            self._script.extend(self._second_look())
+
+    def _second_look(self) -> list[int]:
+        """Rounds with a number of drafts that may be better than the one that is played; empty where none may be.
+
+        One slow time would put a number out of play for good, and whether more drafts than are made would be right is
+        seen only by making them. So what is nearly as good is looked at, or would be by the times of other numbers,
+        first what was timed least.
+        """
+        now, able = self.gain(self._draft), {}
+        for k in set(self.times.measured(self._batch)).intersection(self._allowed()) - {self._draft}:
+            own, others = self.times.ratio(k, self._batch), self.times.ratio_by_others(k, self._batch)
+            tokens = self.expected_tokens(k)
+            if CLOSE * tokens > now * own or BY_OTHERS * tokens > now * others:
+                able[k] = max((own + others) / 2 - tokens / now, 0.0)  # plain rounds that one such round may lose
+        if not able:
+            return []
+        least = min(able, key=lambda k: self.times.timed(k, self._batch))
+        rounds = SECOND_LOOK if self._probing.looks_again(SECOND_LOOK * able[least]) else 0
+        return [least] * rounds
 
     def _promise(self, k: int) -> float:
         """The gain if rounds take as little as they may: what was timed seldom is played until its time is known."""

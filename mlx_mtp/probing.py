@@ -18,6 +18,7 @@ COST_PROBE, LAST_COST_PROBE = 128, 2048  # rounds where no text could pay: only 
 PLAIN_EVERY, LAST_PLAIN = 64, 1024  # rounds between two looks at plain rounds while drafting
 NEW_PLAIN = 4  # rounds until that of a width where drafts were never compared with them
 DOUBTFUL = 1.5  # gain above which that is looked at a quarter as often
+FIRST_SECOND, LAST_SECOND = 32, 1024  # rounds between two second looks at numbers of drafts: doubled
 LARGER_EVERY = 64  # rounds between two tries of a larger number of drafts than pays
 
 
@@ -31,6 +32,7 @@ class Probing:
         self._probe_after, self._next_probe = FIRST_PROBE, FIRST_PROBE
         self._plain_after, self._next_plain = PLAIN_EVERY, PLAIN_EVERY
         self._next_larger = 0
+        self._second_after, self._next_second = FIRST_SECOND, FIRST_SECOND
         self._new_plain = inf  # the round from which plain rounds of a new width are timed
         self._phase_gain = 0.0  # plain rounds gained since drafting was taken up
 
@@ -116,6 +118,24 @@ class Probing:
     def look_paid(self) -> None:
         """The next look comes soon."""
         self._probe_after, self._next_probe = AGAIN, self._rounds
+
+    def is_second_look_due(self) -> bool:
+        """Whether another number of drafts than the one that is played may be looked at again now; not asked soon
+        after."""
+        if self._rounds < self._next_second:
+            return False
+        self._next_second = self._rounds + FIRST_SECOND
+        return True
+
+    def looks_again(self, cost: float) -> bool:
+        """Whether that is done, for so many plain rounds; for all that there may be, if it seems to take more."""
+        cost = min(cost, MOST)
+        if cost > self.allowance:
+            return False
+        self._times.allowance -= cost
+        self._second_after = min(2 * self._second_after, LAST_SECOND)
+        self._next_second = self._rounds + self._second_after
+        return True
 
     def tries_larger(self, cost: float) -> bool:
         """Whether a larger number of drafts than pays is timed now."""

@@ -105,8 +105,14 @@ class RoundTimes:
 
     def _ratio(self, drafts: int, batch: int) -> float:
         points = self._points(batch)
-        if drafts in points:
-            return points[drafts]
+        return points[drafts] if drafts in points else self._beside(points, drafts, batch)
+
+    def ratio_by_others(self, drafts: int, batch: int = 1) -> float:
+        """The same by what was timed of other numbers of drafts alone."""
+        others = {k: own for k, own in self._points(batch).items() if k != drafts}
+        return self._beside(others, drafts, batch)
+
+    def _beside(self, points: Mapping[int, float], drafts: int, batch: int) -> float:
         below = max((k for k in points if k < drafts), default=0)
         above = min((k for k in points if k > drafts), default=None)
         if above is not None:
