@@ -27,7 +27,7 @@ LARGER, LARGER_GAIN = (
     1.2,
 )  # drafts that are timed although fewer do not pay, if they would with so much gain
 CLOSE, BY_OTHERS = 1.06, 1.05  # times a gain that must be above the one that is played, for a second look
-SECOND_LOOK = 4  # rounds of it
+SECOND_LOOK, LOOK_GAIN = 4, 1.1  # rounds of it, and the gain of what is played from which there is one
 PROBE_EVERY = 64  # rounds between two looks at a drafter that seems to be another model's
 
 
@@ -209,7 +209,7 @@ class AutoPolicy:
             self._draft = best
         if self._probing.looks_at_plain_rounds(self.gain(self._draft), self._batch):
             self._script.extend((0, 0))
-        elif self._probing.is_second_look_due():
+        elif self.gain(self._draft) >= LOOK_GAIN and self._probing.is_second_look_due():
             self._script.extend(self._second_look())
 
     def _second_look(self) -> list[int]:
@@ -224,7 +224,9 @@ class AutoPolicy:
             own, others = self.times.ratio(k, self._batch), self.times.ratio_by_others(k, self._batch)
             tokens = self.expected_tokens(k)
             if CLOSE * tokens > now * own or BY_OTHERS * tokens > now * others:
-                able[k] = max((own + others) / 2 - tokens / now, 0.0)  # plain rounds that one such round may lose
+                able[k] = max(
+                    (own + others) / 2 - tokens / now, 0.0
+                )  # plain rounds that one such round may lose
         if not able:
             return []
         least = min(able, key=lambda k: self.times.timed(k, self._batch))

@@ -18,7 +18,7 @@ COST_PROBE, LAST_COST_PROBE = 128, 2048  # rounds where no text could pay: only 
 PLAIN_EVERY, LAST_PLAIN = 64, 1024  # rounds between two looks at plain rounds while drafting
 NEW_PLAIN = 4  # rounds until that of a width where drafts were never compared with them
 DOUBTFUL = 1.5  # gain above which that is looked at a quarter as often
-FIRST_SECOND, LAST_SECOND = 32, 1024  # rounds between two second looks at numbers of drafts: doubled
+SECOND_EVERY = 128  # rounds of all texts between two second looks at numbers of drafts
 LARGER_EVERY = 64  # rounds between two tries of a larger number of drafts than pays
 
 
@@ -32,7 +32,6 @@ class Probing:
         self._probe_after, self._next_probe = FIRST_PROBE, FIRST_PROBE
         self._plain_after, self._next_plain = PLAIN_EVERY, PLAIN_EVERY
         self._next_larger = 0
-        self._second_after, self._next_second = FIRST_SECOND, FIRST_SECOND
         self._new_plain = inf  # the round from which plain rounds of a new width are timed
         self._phase_gain = 0.0  # plain rounds gained since drafting was taken up
 
@@ -44,6 +43,7 @@ class Probing:
     def observe(self, tokens: float, gained: float, *, is_try: bool) -> None:
         """A round: its tokens, and plain rounds that its drafts gained; less than zero, lost."""
         self._rounds += 1
+        self._times.unlooked += 1
         self._times.allowance = min(self.allowance + RATE * tokens, MOST)
         if is_try:
             self._times.allowance = min(self.allowance + gained, MOST)
@@ -120,21 +120,19 @@ class Probing:
         self._probe_after, self._next_probe = AGAIN, self._rounds
 
     def is_second_look_due(self) -> bool:
-        """Whether another number of drafts than the one that is played may be looked at again now; not asked soon
-        after."""
-        if self._rounds < self._next_second:
+        """Whether another number of drafts than the one that is played may be looked at again now, which is not asked
+        again soon."""
+        if self._times.unlooked < SECOND_EVERY:
             return False
-        self._next_second = self._rounds + FIRST_SECOND
+        self._times.unlooked = 0
         return True
 
     def looks_again(self, cost: float) -> bool:
-        """Whether that is done, for so many plain rounds; for all that there may be, if it seems to take more."""
+        """Whether that is done, for so many plain rounds: for as many as there may be, if it seems to take more."""
         cost = min(cost, MOST)
         if cost > self.allowance:
             return False
         self._times.allowance -= cost
-        self._second_after = min(2 * self._second_after, LAST_SECOND)
-        self._next_second = self._rounds + self._second_after
         return True
 
     def tries_larger(self, cost: float) -> bool:

@@ -50,6 +50,7 @@ class RoundTimes:
         self.has_prior = prior is not None and prior != UNKNOWN
         self.plain_tax: float | None = None
         self.allowance = START  # plain rounds that all requests' tries may cost now
+        self.unlooked = 0  # rounds of all requests since a number of drafts was looked at again
         self.distinct: dict[int, float] = {}  # rows of a verify -> distinct experts of a layer, averaged
         self._widths: dict[int, Width] = {}
         self._ratios: dict[tuple[int, int], float] = {}  # by drafts and width, until something new is seen
