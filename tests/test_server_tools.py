@@ -173,6 +173,20 @@ def test_some_function_is_called_where_one_is_required(told, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_one_call_is_all_where_one_round_gives_several_and_the_end(told, stream):
+    """Whatever round the first call ends in: in some of these both calls and the end come at once."""
+    server, teller = told
+    teller.tell(
+        24, HELLO, f"<|tool_call>call:add{{}}<tool_call|><|tool_call>call:add{{}}{CLOSED}", tools=[ADD]
+    )
+    for drafts in (0, 5, 8, 11, 15):
+        asked = {"seed": 24, "max_tokens": 200, "stream": stream, "mtp": drafts or "off"}
+        both, one = (server.chat(tools=[ADD], parallel_tool_calls=many, **asked) for many in (True, False))
+        assert calls_of(both) == [("add", {})] * 2 and calls_of(one) == [("add", {})], drafts
+        assert '"finish_reason":"tool_calls"' in one.body.decode().replace(": ", ":"), drafts
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "text", ["add<|channel>", "divide{a:1}" + CLOSED, "add{a:1", "add{a:1<|tool_response>", "I'd rather not."]
 )

@@ -18,7 +18,7 @@ from pairs import golden_pair
 from talks import golden_text
 
 PAUSE_S = 7200.0
-ROUNDS = 150
+ROUNDS = 200  # in whose second half there is one second look, as there is in any 128 rounds
 
 
 def play(policy: AutoPolicy, *, pause_at: int | None = None, traced: bool) -> list[int]:

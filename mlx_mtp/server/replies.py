@@ -108,7 +108,7 @@ def _chat_choice(ask: Ask, at: int, answer: Answer) -> dict[str, Any]:
         reader = ToolCallReader()
         calls.add(reader.push(result.tool_call))
         calls.add(reader.finish(is_whole=result.finish_reason != "length"))
-        if answer.is_cut:
+        if not ask.parallel_calls:  # also where one chunk brought several, and the end
             calls.calls = calls.calls[:1]
         for call in calls.calls:
             check_name(ask.must_call, call["function"]["name"])
