@@ -126,13 +126,18 @@ def is_complete(folder: Path, commit: str) -> bool:
     return all(has_size(snapshot / file.name, file.size) for file in listed if is_needed(file.name))
 
 
-def has_size(path: Path, size: int) -> bool:
-    """Whether a file is there and that long, asked once: another download may be moving it into place."""
+def file_size(path: Path) -> int | None:
+    """Bytes of a file, None where there is none, asked once: another download may be moving it into place."""
     try:
         seen = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return False
-    return stat.S_ISREG(seen.st_mode) and seen.st_size == size
+        return None
+    return seen.st_size if stat.S_ISREG(seen.st_mode) else None
+
+
+def has_size(path: Path, size: int) -> bool:
+    """Whether a file is there and that long."""
+    return file_size(path) == size
 
 
 def has_all_shards(snapshot: Path) -> bool:

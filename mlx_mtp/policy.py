@@ -219,19 +219,16 @@ class AutoPolicy:
         seen only by making them. So what is nearly as good is looked at, or would be by the times of other numbers,
         first what was timed least.
         """
-        now, able = self.gain(self._draft), {}
+        now, lost = self.gain(self._draft), {}  # by number: plain rounds that one such round may lose
         for k in set(self.times.measured(self._batch)).intersection(self._allowed()) - {self._draft}:
             own, others = self.times.ratio(k, self._batch), self.times.ratio_by_others(k, self._batch)
             tokens = self.expected_tokens(k)
             if CLOSE * tokens > now * own or BY_OTHERS * tokens > now * others:
-                able[k] = max(
-                    (own + others) / 2 - tokens / now, 0.0
-                )  # plain rounds that one such round may lose
-        if not able:
+                lost[k] = max((own + others) / 2 - tokens / now, 0.0)
+        if not lost:
             return []
-        least = min(able, key=lambda k: self.times.timed(k, self._batch))
-        rounds = SECOND_LOOK if self._probing.looks_again(SECOND_LOOK * able[least]) else 0
-        return [least] * rounds
+        least = min(lost, key=lambda k: self.times.timed(k, self._batch))
+        return [least] * SECOND_LOOK if self._probing.looks_again(SECOND_LOOK * lost[least]) else []
 
     def _promise(self, k: int) -> float:
         """The gain if rounds take as little as they may: what was timed seldom is played until its time is known."""

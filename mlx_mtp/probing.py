@@ -120,8 +120,7 @@ class Probing:
         self._probe_after, self._next_probe = AGAIN, self._rounds
 
     def is_second_look_due(self) -> bool:
-        """Whether another number of drafts than the one that is played may be looked at again now, which is not asked
-        again soon."""
+        """Whether it is time to look again at a number of drafts that is not played; if so, time is counted anew."""
         if self._times.unlooked < SECOND_EVERY:
             return False
         self._times.unlooked = 0

@@ -6,7 +6,6 @@ fetched here, with its session, headers and addresses.
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import TypeVar
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from mlx_mtp.cache import HubFile, content_hash, has_size
+from mlx_mtp.cache import HubFile, content_hash, file_size, has_size
 from mlx_mtp.errors import HubError
 from mlx_mtp.hub_errors import (
     AGAIN,
@@ -251,12 +250,8 @@ def restart(partial: Path, meter: Meter) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, 0 where there is none, asked once: another download may be moving it into place."""
-    try:
-        seen = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    return seen.st_size if stat.S_ISREG(seen.st_mode) else 0
+    """Bytes of a file, 0 where there is none."""
+    return file_size(path) or 0
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def test_a_number_far_beyond_those_that_were_timed_is_not_played():
 
 
 def test_a_slow_moment_puts_no_number_out_of_play():
-    """The only time of eight drafts was four times what they take: without another look they were never made again."""
+    """Eight drafts were timed only when the machine was slow: without another look they were never made again."""
     times = RoundTimes()
     for _ in range(20):
         for k in (0, 2, 3):
