@@ -1,5 +1,6 @@
 """Tools over HTTP: calls and thoughts told apart, one at a time, forced, and a client that runs them."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -176,13 +177,16 @@ def test_some_function_is_called_where_one_is_required(told, stream):
 def test_one_call_is_all_where_one_round_gives_several_and_the_end(told, stream):
     """Whatever round the first call ends in: in some of these both calls and the end come at once."""
     server, teller = told
-    teller.tell(
-        24, HELLO, f"<|tool_call>call:add{{}}<tool_call|><|tool_call>call:add{{}}{CLOSED}", tools=[ADD]
+    two, broken = (
+        "<|tool_call>call:add{}<tool_call|>" * 2,
+        "<|tool_call>call:add{}<tool_call|><|tool_call>call:x",
     )
-    for drafts in (0, 5, 8, 11, 15):
+    for drafts, text in itertools.product((0, 5, 8, 11, 15), (two, broken)):
+        teller.tell(24, HELLO, f"{text}<|tool_response>", tools=[ADD])
         asked = {"seed": 24, "max_tokens": 200, "stream": stream, "mtp": drafts or "off"}
         both, one = (server.chat(tools=[ADD], parallel_tool_calls=many, **asked) for many in (True, False))
-        assert calls_of(both) == [("add", {})] * 2 and calls_of(one) == [("add", {})], drafts
+        assert len(calls_of(both)) == (2 if text == two else 1) and calls_of(one) == [("add", {})], drafts
+        assert "call:x" not in one.body.decode(), drafts
         assert '"finish_reason":"tool_calls"' in one.body.decode().replace(": ", ":"), drafts
 
 

@@ -12,7 +12,7 @@ from mlx_mtp.reply import Generation
 from mlx_mtp.server.asks import Ask
 from mlx_mtp.server.log_probs import Entry
 from mlx_mtp.server.refusals import SERVER, Refusal, unavailable
-from mlx_mtp.server.tool_calls import Argued, Begun, NoCall, Part, ToolCallReader
+from mlx_mtp.server.tool_calls import Argued, Begun, Ended, NoCall, Part, ToolCallReader
 from mlx_mtp.server.tool_choice import check_call, check_name
 from mlx_mtp.stats import Stats
 
@@ -106,10 +106,9 @@ def _chat_choice(ask: Ask, at: int, answer: Answer) -> dict[str, Any]:
     result, calls = answer.result, Calls()
     if ask.has_tools:
         reader = ToolCallReader()
-        calls.add(reader.push(result.tool_call))
-        calls.add(reader.finish(is_whole=result.finish_reason != "length"))
-        if not ask.parallel_calls:  # also where one chunk brought several, and the end
-            calls.calls = calls.calls[:1]
+        parts = reader.push(result.tool_call)
+        parts += reader.finish(is_whole=result.finish_reason != "length")
+        calls.add(parts if ask.parallel_calls else up_to_a_call(parts))
         for call in calls.calls:
             check_name(ask.must_call, call["function"]["name"])
         check_call(ask.must_call, reader.complete, result.finish_reason)
@@ -123,6 +122,12 @@ def _chat_choice(ask: Ask, at: int, answer: Answer) -> dict[str, Any]:
         message |= {"content": text or None, "tool_calls": calls.calls}
     reason = finish_reason(result, len(calls.calls), is_cut=answer.is_cut)
     return {"index": at, "message": message, "logprobs": _log_probs(ask, answer), "finish_reason": reason}
+
+
+def up_to_a_call(parts: list[Part]) -> list[Part]:
+    """What is there to the end of the first call: one round may bring more."""
+    ends = (at for at, part in enumerate(parts, 1) if isinstance(part, Ended))
+    return parts[: next(ends, len(parts))]
 
 
 def _text_choice(ask: Ask, at: int, answer: Answer) -> dict[str, Any]:
